@@ -1,0 +1,140 @@
+"""Token pairs -> packed, prefix-shared batches, and the order of the data.
+
+A pair is laid out as [prompt | chosen | rejected], the prompt once, and pairs follow each other
+without padding up to a token budget. The rejected completion takes the positions that follow the
+prompt, and sees the prompt and itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.pairs import TokenPair
+
+Segment = tuple[int, int, int, int]  # queries [start, stop) continue the prefix [start, stop)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs in one row of T tokens, C of them predicted. For sft there is no rejected half."""
+
+    input_ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64, the rejected completion restarts at the prompt's end
+    segments: list[Segment]
+    predictors: Tensor  # (C,) int64, the row that predicts each completion token
+    targets: Tensor  # (C,) int64
+    sequence_id: Tensor  # (C,) int64 in [0, 2B): chosen completions first, then rejected
+    lengths: Tensor  # (2B,) float32, completion tokens
+    pair_ids: list[int]  # (B,) which pairs of the data these are
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def to(self, device: torch.device | str) -> "PairBatch":
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return PairBatch(**{**vars(self), **moved})
+
+    def sum_by_sequence(self, values: Tensor) -> Tensor:
+        """(C,) per completion token -> (2B,) sums per completion."""
+        return values.new_zeros(len(self.lengths)).index_add(0, self.sequence_id, values)
+
+
+def pack_pairs(pairs: list[TokenPair], pair_ids: list[int]) -> PairBatch:
+    """Lay out some pairs in one row. Every pair needs a prompt token and a chosen token."""
+    B, row, predicted, segments = len(pairs), [], [], []
+    positions, predictors, sequence_ids, lengths = [], [], [], np.zeros(2 * B, dtype=np.float32)
+    offset = 0
+    for i, pair in enumerate(pairs):
+        P, C, R = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+        assert P and C, f"{pair.source}: {P} prompt and {C} chosen tokens"
+        row += [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
+        positions += [np.arange(P + C), np.arange(P, P + R)]
+
+        prompt_end, chosen_end = offset + P, offset + P + C
+        segments.append((offset, chosen_end, offset, offset))
+        if R:
+            segments.append((chosen_end, chosen_end + R, offset, prompt_end))
+        # the last prompt token predicts the first token of either completion
+        predictors.append(np.arange(prompt_end - 1, chosen_end - 1))
+        if R:
+            predictors += [[prompt_end - 1], np.arange(chosen_end, chosen_end + R - 1)]
+        predicted += [pair.chosen_ids, pair.rejected_ids]
+        sequence_ids += [np.full(C, i), np.full(R, B + i)]
+        lengths[i], lengths[B + i] = C, R
+        offset = chosen_end + R
+    return PairBatch(
+        input_ids=join(row),
+        positions=join(positions),
+        segments=segments,
+        predictors=join(predictors),
+        targets=join(predicted),
+        sequence_id=join(sequence_ids),
+        lengths=torch.from_numpy(lengths),
+        pair_ids=pair_ids,
+    )
+
+
+def join(parts: list) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def pack_step(pairs: list[TokenPair], indices: list[int], budget: int) -> list[PairBatch]:
+    """The pairs at `indices` as micro-batches of at most `budget` tokens.
+
+    A pair longer than the budget makes a micro-batch of its own. Longest first into the first
+    micro-batch with room, so that the number of micro-batches is near its minimum.
+    """
+    sizes = {i: num_tokens(pairs[i]) for i in indices}
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(indices, key=lambda i: (-sizes[i], i)):
+        slot = next((b for b, free in enumerate(room) if sizes[i] <= free), len(bins))
+        if slot == len(bins):
+            bins.append([])
+            room.append(budget)
+        bins[slot].append(i)
+        room[slot] -= sizes[i]
+    return [pack_pairs([pairs[i] for i in members], members) for members in bins]
+
+
+def num_tokens(pair: TokenPair) -> int:
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+# ------------------------------------------------------------------------------------------------
+# the order of the data: a pure function of (seed, epoch)
+
+
+def steps_per_epoch(num_pairs: int, batch_size: int) -> int:
+    """The last step of an epoch takes what is left."""
+    return -(-num_pairs // batch_size)
+
+
+def step_indices(step: int, num_pairs: int, batch_size: int, seed: int) -> list[int]:
+    """The pairs of a step (counted from 0), whatever runs it and wherever it was resumed."""
+    epoch, position = divmod(step, steps_per_epoch(num_pairs, batch_size))
+    order = np.random.default_rng([seed, epoch]).permutation(num_pairs)
+    return order[position * batch_size : (position + 1) * batch_size].tolist()
+
+
+def epoch_batches(pairs: list[TokenPair], budget: int) -> Iterator[PairBatch]:
+    """All pairs once, near-equal lengths together: for evaluation and for caching."""
+    order = sorted(range(len(pairs)), key=lambda i: num_tokens(pairs[i]))
+    start = 0
+    while start < len(order):
+        stop, total = start, 0
+        while stop < len(order) and (
+            stop == start or total + num_tokens(pairs[order[stop]]) <= budget
+        ):
+            total += num_tokens(pairs[order[stop]])
+            stop += 1
+        members = order[start:stop]
+        yield pack_pairs([pairs[i] for i in members], members)
+        start = stop

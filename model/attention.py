@@ -1,0 +1,153 @@
+"""Attention over packed segments, and the cache of keys and values that generation grows.
+
+A packed row holds many completions without padding. A segment `(start, stop, prefix_start,
+prefix_stop)` says who sees whom: the queries [start, stop) attend causally to themselves and fully
+to the prefix [prefix_start, prefix_stop), which they continue. A prompt with its chosen completion
+is one segment without a prefix; the rejected completion is a second one, whose prefix is the prompt.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Segment = tuple[int, int, int, int]
+
+SLOTS = 64  # a cache is read in multiples of this many positions, so that sums keep their order
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], window: int | None
+) -> Tensor:
+    """Causal attention inside each segment of a packed row.
+
+    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; every query lies in exactly
+    one segment. window: a token sees itself and at most window - 1 tokens before it (None: all);
+    a segment's prefix counts as lying directly before it.
+    out: (T, H, E)
+    """
+    outputs = []
+    for start, stop, prefix_start, prefix_stop in segments:
+        query_rows = query[start:stop]  # (Lq, H, E)
+        key_rows, value_rows = key[start:stop], value[start:stop]  # (Lq, K, E)
+        if prefix_stop > prefix_start:
+            key_rows = torch.cat([key[prefix_start:prefix_stop], key_rows])  # (Lk, K, E)
+            value_rows = torch.cat([value[prefix_start:prefix_stop], value_rows])
+        outputs.append(attend_rows(query_rows, key_rows, value_rows, window))
+    return torch.cat(outputs)
+
+
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """The last Lq of Lk positions attend causally to all Lk.
+
+    query: (Lq, H, E), key and value: (Lk, K, E); out: (Lq, H, E)
+    """
+    Lq, Lk = query.shape[0], key.shape[0]
+    query, key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in (query, key, value))
+    plain = Lq == Lk and (window is None or Lk <= window)
+    mask = None if plain else causal_mask(Lq, Lk, window, query.device)
+    out = scaled_dot_product(query, key, value, mask, is_causal=plain)  # (1, H, Lq, E)
+    return out.squeeze(0).transpose(0, 1)
+
+
+def attend_batch(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    """Causal attention in each row of a batch: (B, T, H, E), (B, T, K, E) x 2 -> (B, T, H, E)."""
+    T = query.shape[1]
+    query, key, value = (rows.transpose(1, 2) for rows in (query, key, value))
+    plain = window is None or T <= window
+    mask = None if plain else causal_mask(T, T, window, query.device)
+    return scaled_dot_product(query, key, value, mask, is_causal=plain).transpose(1, 2)
+
+
+def scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False
+) -> Tensor:
+    """(B, H, Lq, E), (B, K, Lk, E) x 2 -> (B, H, Lq, E): each key head serves H / K query heads."""
+    B, H, Lq, E = query.shape
+    repeats = H // key.shape[1]
+    if repeats > 1 and Lq == 1:  # one new token: its heads stand as rows before their key head
+        query = query.reshape(B, H // repeats, repeats, E)
+        return F.scaled_dot_product_attention(query, key, value, mask).reshape(B, H, 1, E)
+    if repeats > 1:  # by copy: the grouped form takes a slow path on CPU
+        key = key.repeat_interleave(repeats, dim=1)  # (B, H, Lk, E)
+        value = value.repeat_interleave(repeats, dim=1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+
+
+def causal_mask(Lq: int, Lk: int, window: int | None, device: torch.device) -> Tensor:
+    """(Lq, Lk) bool, True where seen: query i is position Lk - Lq + i."""
+    mask = torch.ones(Lq, Lk, dtype=torch.bool, device=device).tril(Lk - Lq)
+    if window is not None:
+        mask = mask.triu(Lk - Lq - window + 1)
+    return mask
+
+
+def round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+class KVCache:
+    """Keys and values of B sequences, each with its own length, at most `capacity` tokens."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch: int,
+        capacity: int,
+        key_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (num_layers, batch, capacity, key_heads, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, S, K, E)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # tokens already held
+        self.longest = 0  # of the lengths, on the host
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def positions(self, T: int) -> Tensor:
+        """(B, T): where the next T tokens of each sequence will lie."""
+        return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None
+    ) -> Tensor:
+        """Store the new keys and values of a layer and attend to all that it holds.
+
+        query: (B, T, H, E), key and value: (B, T, K, E); out: (B, T, H, E)
+        """
+        B, T = query.shape[:2]
+        positions = self.positions(T)  # (B, T)
+        rows = torch.arange(B, device=query.device)[:, None]  # (B, 1)
+        self.keys[layer][rows, positions] = key
+        self.values[layer][rows, positions] = value
+
+        S = min(self.capacity, round_up(self.longest + T, SLOTS))
+        slots = torch.arange(S, device=query.device)  # (S,)
+        seen = slots <= positions[:, :, None]  # (B, T, S)
+        if window is not None:
+            seen &= slots > positions[:, :, None] - window
+        query = query.transpose(1, 2)  # (B, H, T, E)
+        keys = self.keys[layer, :, :S].transpose(1, 2)  # (B, K, S, E)
+        values = self.values[layer, :, :S].transpose(1, 2)
+        return scaled_dot_product(query, keys, values, seen[:, None]).transpose(1, 2)
+
+    def advance(self, T: int) -> None:
+        """Count T new tokens in every sequence, once all layers have stored them."""
+        self.lengths += T
+        self.longest += T
+
+    def repeat(self, counts: list[int]) -> "KVCache":
+        """A cache in which sequence b stands counts[b] times, side by side."""
+        index = torch.repeat_interleave(torch.tensor(counts, device=self.lengths.device))
+        return self.select(index)
+
+    def select(self, index: Tensor) -> "KVCache":
+        """A cache of the sequences at `index` (N,), in that order; the memory is copied."""
+        copy = object.__new__(KVCache)
+        copy.keys, copy.values = self.keys[:, index], self.values[:, index]
+        copy.lengths, copy.longest = self.lengths[index], self.longest
+        return copy

@@ -1,0 +1,143 @@
+"""What a run leaves and shows: its folder (config.json, metrics.jsonl), its means, its interrupts."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import DTYPES
+from model.config import to_json
+
+PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
+
+
+def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
+    """The device and the dtype of a run; a choice that was left to us is printed with its reason."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        reason = "a GPU is there" if device == "cuda" else "torch sees no GPU"
+        print(f"device: {device} ({reason})")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used: {reason}") from None
+    if dtype is None:
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        print(f"dtype: {dtype} (the default on {device})")
+    return device, DTYPES[dtype]
+
+
+def write_run_config(config: Any, out_dir: Path) -> None:
+    """config.json: every field, and how the run was started (names with an underscore)."""
+    about = {
+        "_argv": sys.argv,
+        "_commit": git_commit(),
+        "_python": sys.version.split()[0],
+        "_versions": {name: version(name) for name in PACKAGES},
+        "_threads": torch.get_num_threads(),
+    }
+    text = json.dumps({**to_json(config), **about}, indent=2)
+    (out_dir / "config.json").write_text(text + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with a plus sign where files differ from it; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# ------------------------------------------------------------------------------------------------
+# metrics
+
+
+class Means:
+    """Means over all elements that were added under a name, as sums and counts."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.added: list[tuple[list[int], dict[str, Tensor]]] = []
+
+    def add(self, metrics: dict[str, Tensor], pair_ids: list[int]) -> None:
+        """metrics: {name: (N,)}; pair_ids: (B,) the pairs they are about."""
+        self.added.append((pair_ids, metrics))
+        for name, values in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + values.sum()
+            self.counts[name] = self.counts.get(name, 0) + values.numel()
+
+    def read(self) -> dict[str, float]:
+        """{name: mean} of every name with an element; the one wait for the device in a step."""
+        names = [name for name, count in self.counts.items() if count]
+        if not names:
+            return {}
+        sums = torch.stack([self.sums[name].float() for name in names]).tolist()
+        return {name: total / self.counts[name] for name, total in zip(names, sums, strict=True)}
+
+    def non_finite(self) -> list[tuple[int, dict[str, float]]]:
+        """(pair, its terms) of every pair with a term that is not a finite number."""
+        bad = []
+        for pair_ids, metrics in self.added:
+            per_pair = {name: v for name, v in metrics.items() if v.numel() == len(pair_ids)}
+            for row, pair in enumerate(pair_ids):
+                terms = {name: values[row].item() for name, values in per_pair.items()}
+                if not all(torch.tensor(list(terms.values())).isfinite()):
+                    bad.append((pair, terms))
+        return bad
+
+
+def open_metrics(file: Path, step: int) -> Path:
+    """Keep the records up to `step` alone, as a resumed run will write the later ones again."""
+    kept = []
+    if file.exists():
+        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+    file.write_text("".join(line + "\n" for line in kept))
+    return file
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def peak_memory_gb(device: str) -> float:
+    """The most memory this process has held on the device so far, in 10^9 bytes."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+# ------------------------------------------------------------------------------------------------
+# interrupts
+
+
+class Interrupt:
+    """The first Ctrl-C asks the loop to finish its step; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous = signal.signal(signal.SIGINT, self.handle)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.previous)
+        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")

@@ -1,0 +1,268 @@
+"""A decoder-only transformer: the Llama and Mistral architecture, with Hugging Face's names.
+
+One forward in three forms:
+
+    model(input_ids (B, T))                -> logits (B, T, V)   the plain definition
+    model(input_ids (B, T), cache=cache)   -> logits (B, V)      of the last position, for generation
+    model(batch=packed)                    -> TokenStats (C,)    logps of the completion tokens alone
+
+Differences from the published code: none in the numbers; the rotary tables are computed from the
+positions at each call, in float32, and attention dropout does not exist.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import KVCache, Segment, attend, attend_batch
+from model.logps import TokenStats, token_logps
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture, in the words of a checkpoint's config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
+    sliding_window: int | None = None  # a token sees itself and window - 1 tokens before it
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+
+class PackedBatch(Protocol):
+    """What the packed form of the forward reads of a batch."""
+
+    input_ids: Tensor  # (T,)
+    positions: Tensor  # (T,)
+    segments: list[Segment]
+    predictors: Tensor  # (C,) the row of the hidden states that predicts each completion token
+    targets: Tensor  # (C,)
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's dtype, whatever its weights are stored in.
+
+    A trained weight stays in float32 for the optimiser while the products run in bfloat16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean square in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight.to(x.dtype) * wide.to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------
+# rotary position embedding (Su et al. 2021), the halves form of Hugging Face
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """(E / 2,) float32 radians per position, with the checkpoint's scaling applied."""
+    exponents = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    if scaling["rope_type"] == "llama3":
+        return llama3_frequencies(frequencies, scaling)
+    return frequencies
+
+
+def llama3_frequencies(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Llama 3.1's rule: long wavelengths divided by the factor, short ones kept, a ramp between."""
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    ramp = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (ramp + (1 - ramp) / scaling["factor"])
+
+
+def rotary_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """cos and sin (..., 1, E) of positions (...): one angle for both halves of a head."""
+    angles = positions.float()[..., None] * rotary_frequencies(config, positions.device)
+    angles = torch.cat([angles, angles], dim=-1)[..., None, :]  # (..., 1, E)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + E/2}) of (..., H, E) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+# ------------------------------------------------------------------------------------------------
+# the blocks
+
+
+@dataclass
+class Context:
+    """What every layer of one forward shares."""
+
+    cos: Tensor  # (..., 1, E)
+    sin: Tensor  # (..., 1, E)
+    segments: list[Segment] | None = None  # packed form
+    cache: KVCache | None = None  # generation
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share K key and value heads."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, E, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.layer, self.head_dim, self.window = layer, E, config.sliding_window
+        self.q_proj = Linear(D, config.num_attention_heads * E, bias=bias)
+        self.k_proj = Linear(D, config.num_key_value_heads * E, bias=bias)
+        self.v_proj = Linear(D, config.num_key_value_heads * E, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * E, D, bias=bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (..., H, E)
+        key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (..., K, E)
+        value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (..., K, E)
+        query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
+        if context.cache is not None:
+            out = context.cache.attend(self.layer, query, key, value, self.window)
+        elif context.segments is not None:
+            out = attend(query, key, value, context.segments, self.window)
+        else:
+            out = attend_batch(query, key, value, self.window)
+        return self.o_proj(out.flatten(-2))  # (..., D)
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(D, F_, bias=bias)
+        self.up_proj = Linear(D, F_, bias=bias)
+        self.down_proj = Linear(F_, D, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), context)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Token ids -> logits, or the log-probabilities of a packed batch's completion tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype: torch.dtype | None = None  # of the activations; None: the embedding's
+        self.checkpoint_activations = False  # recompute each block in the backward pass
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        batch: PackedBatch | None = None,
+    ) -> Tensor | TokenStats:
+        """See the head of this file.
+
+        input_ids: (B, T); rows are independent and causal, so that padding on the right is
+        harmless. cache: where these ids continue; their keys and values are added to it.
+        """
+        if batch is not None:
+            hidden = self.hidden_states(batch.input_ids, batch.positions, segments=batch.segments)
+            predictors = hidden[batch.predictors]  # (C, D): no other row meets the head
+            return token_logps(predictors, self.lm_head.weight, batch.targets)
+        B, T = input_ids.shape
+        if cache is None:
+            positions = torch.arange(T, device=input_ids.device).expand(B, T)
+            return self.lm_head(self.hidden_states(input_ids, positions))  # (B, T, V)
+        hidden = self.hidden_states(input_ids, cache.positions(T), cache=cache)
+        cache.advance(T)
+        return self.lm_head(hidden[:, -1])  # (B, V)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        segments: list[Segment] | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(...) ids at (...) positions -> (..., D), after the final norm."""
+        x = self.embed_tokens(input_ids)
+        if self.compute_dtype is not None:
+            x = x.to(self.compute_dtype)
+        cos, sin = rotary_tables(self.config, positions, x.dtype)
+        context = Context(cos, sin, segments, cache)
+        for layer in self.layers:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(layer, x, context, use_reentrant=False)
+            else:
+                x = layer(x, context)
+        return self.norm(x)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+        config, weight = self.config, self.embed_tokens.weight
+        return KVCache(
+            config.num_hidden_layers,
+            batch,
+            capacity,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.compute_dtype or weight.dtype,
+            weight.device,
+        )
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Random weights for training from scratch: normal matrices, unit norms, zero biases."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                std = self.config.initializer_range
+                values = torch.randn(parameter.shape, generator=generator) * std
+                parameter.copy_(values)
+            else:
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)

@@ -1,0 +1,40 @@
+"""Where the tests find real models and data; a test that needs an absent one skips and says so."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
+MODELS = Path(os.environ.get("MODELS_DIR", ROOT.parent / "models"))
+
+
+def find_or_skip(path: Path, variable: str) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here; set {variable} to the folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct (float32), a Llama with byte-level BPE and ChatML."""
+    return find_or_skip(MODELS / "smollm2", "MODELS_DIR")
+
+
+@pytest.fixture(scope="session")
+def stories_dir() -> Path:
+    """stories260k, a trained Llama of 260 thousand parameters with a sentencepiece tokenizer."""
+    return find_or_skip(SHARED / "models" / "stories260k", "SHARED_DIR")
+
+
+@pytest.fixture(scope="session")
+def mistral_tokenizer_dir() -> Path:
+    """The sentencepiece tokenizer of Mistral-7B-v0.1 and Zephyr-7B, without weights."""
+    return find_or_skip(SHARED / "models" / "mistral-7b-v0.1-tokenizer", "SHARED_DIR")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real preference and evaluation data (hh_rlhf, ultrafeedback_binarized, ...)."""
+    return find_or_skip(SHARED / "data", "SHARED_DIR")

@@ -1,0 +1,196 @@
+"""The objectives against values worked by hand, identities, limits, and finite differences.
+
+    pytest tests/test_objective.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from model.objective import (
+    coefficients,
+    ipo_loss,
+    objective_loss,
+    preference_loss,
+    robust_loss,
+    sft_term,
+)
+
+LOG_2 = math.log(2)
+
+
+def logps(seed: int = 0, pairs: int = 7, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """(4, B): policy chosen, policy rejected, reference chosen, reference rejected."""
+    generator = torch.Generator().manual_seed(seed)
+    return -50 * torch.rand(4, pairs, generator=generator, dtype=dtype) - 1
+
+
+def test_hand_worked_spl():
+    """log pi = -10, -12; log pi_ref = -11, -12.5; alpha 0.2, beta 0.1.
+
+    pi_logratios = 2, ref_logratios = 1.5; margin = 0.2 * 2 - 0.1 * 1.5 = 0.25
+    loss = log(1 + e^-0.25) = log 2 - 0.125 + 0.25^2 / 8 - 0.25^4 / 192 = 0.5759394; rewards = 0.2 * -10 - 0.1 * -11 = -0.9,
+    0.2 * -12 - 0.1 * -12.5 = -1.15; their difference is the margin.
+    """
+    four = torch.tensor([[-10.0], [-12.0], [-11.0], [-12.5]], dtype=torch.float64)
+    losses, chosen, rejected = preference_loss(*four, *coefficients("spl", 0.2, 0.1))
+    assert losses.item() == pytest.approx(0.5759394, abs=1e-7)
+    assert chosen.item() == pytest.approx(-0.9, abs=1e-12)
+    assert rejected.item() == pytest.approx(-1.15, abs=1e-12)
+
+
+def test_hand_worked_h_dpo():
+    """The same logps, alpha 0.9, beta 0.1: margin = 0.09 * 2 - 0.1 * 1.5 = 0.03.
+
+    loss = log(1 + e^-0.03) = log 2 - 0.015 + 0.03^2 / 8 = 0.6782597
+    """
+    four = torch.tensor([[-10.0], [-12.0], [-11.0], [-12.5]], dtype=torch.float64)
+    losses, _, _ = preference_loss(*four, *coefficients("h_dpo", 0.9, 0.1))
+    assert losses.item() == pytest.approx(LOG_2 - 0.015 + 0.03**2 / 8, abs=1e-8)
+
+
+def test_hand_worked_conservative_and_robust():
+    """DPO at beta 0.1 on the same logps: margin 0.05; softplus(-0.05), softplus(0.05).
+
+    softplus(-0.05) = 0.6684597, softplus(0.05) = 0.7184597 (they differ by the margin).
+    conservative, eps 0.1: 0.9 * 0.6684597 + 0.1 * 0.7184597 = 0.6734597
+    robust, eps 0.1: (0.9 * 0.6684597 - 0.1 * 0.7184597) / 0.8 = 0.6622097
+    """
+    four = torch.tensor([[-10.0], [-12.0], [-11.0], [-12.5]], dtype=torch.float64)
+    kept = LOG_2 - 0.025 + 0.05**2 / 8
+    conservative, _, _ = preference_loss(*four, 0.1, 0.1, label_smoothing=0.1)
+    robust, _, _ = robust_loss(*four, 0.1, 0.1)
+    assert conservative.item() == pytest.approx(kept + 0.1 * 0.05, abs=1e-7)
+    assert robust.item() == pytest.approx(kept - 0.1 * 0.05 / 0.8, abs=1e-7)
+
+
+def test_hand_worked_ipo():
+    """Per-token logps -1, -1.5 against -1.1, -1.4: ratio difference 0.5 - 0.3 = 0.2.
+
+    beta 0.5: (0.2 - 1 / (2 * 0.5))^2 = 0.64
+    """
+    four = torch.tensor([[-1.0], [-1.5], [-1.1], [-1.4]], dtype=torch.float64)
+    losses, chosen, _ = ipo_loss(*four, 0.5)
+    assert losses.item() == pytest.approx(0.64, abs=1e-12)
+    assert chosen.item() == pytest.approx(0.05, abs=1e-12)
+
+
+def test_spl_h_dpo_and_dpo_agree_bit_for_bit_where_they_must():
+    four = logps(dtype=torch.float32)
+    beta = 0.1
+    dpo = preference_loss(*four, *coefficients("dpo", 123.0, beta))
+    spl = preference_loss(*four, *coefficients("spl", beta, beta))
+    h_dpo = preference_loss(*four, *coefficients("h_dpo", 1.0, beta))
+    for one, two, three in zip(dpo, spl, h_dpo, strict=True):
+        assert torch.equal(one, two) and torch.equal(one, three)
+    for alpha in (0.8, 0.95, 1.2):
+        one = preference_loss(*four, *coefficients("h_dpo", alpha, beta))
+        two = preference_loss(*four, *coefficients("spl", alpha * beta, beta))
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9, 1.0, 1.2, 11.0])
+def test_step_zero_has_its_closed_form(tau):
+    """pi = pi_ref: the margin is (policy_coef - reference_coef) * ref_logratios."""
+    _, _, chosen, rejected = logps()
+    beta = 0.1
+    losses, _, _ = preference_loss(chosen, rejected, chosen, rejected, tau * beta, beta)
+    expected = torch.nn.functional.softplus(-(tau - 1) * beta * (chosen - rejected))
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-14)
+    if tau == 1.0:
+        assert torch.equal(losses, torch.full_like(losses, LOG_2))
+
+
+def test_scaled_reference_makes_spl_from_dpo():
+    """SPL(alpha, beta) is DPO(alpha) on reference logps multiplied by beta / alpha."""
+    four = logps()
+    alpha, beta = 0.13, 0.1
+    spl, _, _ = preference_loss(*four, alpha, beta)
+    scaled, _, _ = preference_loss(four[0], four[1], *(four[2:] * beta / alpha), alpha, alpha)
+    torch.testing.assert_close(spl, scaled, rtol=1e-12, atol=0)
+
+
+def test_limits_of_label_smoothing_and_symmetry():
+    four = logps()
+    plain, _, _ = preference_loss(*four, 0.1, 0.1)
+    torch.testing.assert_close(robust_loss(*four, 0.1, 0.0)[0], plain, rtol=0, atol=0)
+    half, _, _ = preference_loss(*four, 0.1, 0.1, label_smoothing=0.5)
+    swapped = four[[1, 0, 3, 2]]
+    half_swapped, _, _ = preference_loss(*swapped, 0.1, 0.1, label_smoothing=0.5)
+    torch.testing.assert_close(half, half_swapped, rtol=1e-12, atol=0)
+    _, metrics = objective_loss("spl", four[:2].flatten(), four[2:].flatten(), torch.ones(14), 0.2, 0.1)
+    _, mirror = objective_loss(
+        "spl", swapped[:2].flatten(), swapped[2:].flatten(), torch.ones(14), 0.2, 0.1
+    )
+    assert torch.equal(metrics["rewards/margins"], -mirror["rewards/margins"])
+
+
+def test_robust_loss_is_unbiased_under_flipped_labels():
+    """E over labels flipped with probability eps of the robust loss = the clean DPO loss."""
+    four, eps = logps(), 0.2
+    kept, _, _ = robust_loss(*four, 0.1, eps)
+    flipped, _, _ = robust_loss(*four[[1, 0, 3, 2]], 0.1, eps)
+    clean, _, _ = preference_loss(*four, 0.1, 0.1)
+    torch.testing.assert_close((1 - eps) * kept + eps * flipped, clean, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust"])
+def test_gradients_are_those_of_finite_differences(objective):
+    four = logps(seed=3, pairs=5)
+    policy, reference = four[:2].flatten().requires_grad_(), four[2:].flatten()
+    lengths = torch.arange(3, 13, dtype=torch.float64)
+
+    def total(policy_logps: torch.Tensor) -> torch.Tensor:
+        smoothing = 0.1 if objective in ("dpo", "robust") else 0.0
+        return objective_loss(objective, policy_logps, reference, lengths, 0.3, 0.1, smoothing)[0]
+
+    assert torch.autograd.gradcheck(total, (policy,), eps=1e-5, atol=1e-8, rtol=1e-6)
+
+
+def test_spl_gradient_by_hand():
+    """d loss / d log pi(y_w) = -alpha * sigmoid(-margin), and its negative for y_l."""
+    four = logps()
+    alpha, beta = 0.2, 0.1
+    policy = four[:2].clone().requires_grad_()
+    losses, _, _ = preference_loss(*policy, *four[2:], alpha, beta)
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    margins = alpha * (four[0] - four[1]) - beta * (four[2] - four[3])
+    expected = -alpha * torch.sigmoid(-margins)
+    torch.testing.assert_close(gradient, torch.stack([expected, -expected]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust"])
+def test_logged_terms_add_up(objective):
+    four = logps()
+    policy, reference = four[:2].flatten(), four[2:].flatten()
+    lengths = torch.full((14,), 5.0, dtype=torch.float64)
+    losses, terms = objective_loss(objective, policy, reference, lengths, 0.3, 0.1)
+    assert set(terms) == {
+        "loss", "logps/chosen", "logps/rejected", "terms/policy", "terms/reference",
+        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+    }  # fmt: skip
+    margins = terms["rewards/margins"]
+    torch.testing.assert_close(terms["terms/policy"] - terms["terms/reference"], margins)
+    torch.testing.assert_close(terms["rewards/chosen"] - terms["rewards/rejected"], margins)
+    assert torch.equal(terms["rewards/accuracies"], (margins > 0).double())
+    assert torch.equal(terms["logps/chosen"], four[0]) and torch.equal(terms["loss"], losses)
+
+
+def test_extreme_margins_stay_finite():
+    far = torch.tensor([[-1e4], [-1e-3], [-1e-3], [-1e4]])
+    losses, _, _ = preference_loss(*far, 1.1, 0.1)
+    assert losses.item() == pytest.approx(1.1 * 1e4 + 0.1 * 1e4, rel=1e-5)
+    losses, _, _ = preference_loss(*far[[1, 0, 3, 2]], 1.1, 0.1)
+    assert losses.item() == 0.0
+
+
+def test_sft_term_is_the_mean_negative_logp():
+    assert sft_term(torch.tensor([-6.0]), torch.tensor([4.0])).item() == 1.5
+
+
+def test_bad_weights_are_refused():
+    with pytest.raises(ValueError, match="--alpha and --beta above 0"):
+        coefficients("spl", 0.0, 0.1)
+    with pytest.raises(ValueError, match="--objective to be one of"):
+        coefficients("simpo", 1.0, 0.1)

@@ -1,0 +1,90 @@
+"""The packed layout worked by hand, budgets, and the order of the data.
+
+    pytest tests/test_packing.py
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from data.packing import epoch_batches, num_tokens, pack_pairs, pack_step, step_indices
+from data.packing import steps_per_epoch
+from data.pairs import TokenPair
+
+
+def pair(prompt, chosen, rejected, source="made:1") -> TokenPair:
+    ids = [np.array(part, dtype=np.int32) for part in (prompt, chosen, rejected)]
+    return TokenPair(*ids, source)
+
+
+def pairs_of_sizes(sizes) -> list[TokenPair]:
+    return [pair([1] * p, [2] * c, [3] * r, f"made:{i}") for i, (p, c, r) in enumerate(sizes)]
+
+
+def test_layout_by_hand():
+    """Two pairs: prompt 1 2, chosen 3 4 5, rejected 6; prompt 7, chosen 8, rejected 9 10.
+
+    row        0 1 2 3 4 5   6 7 8 9
+    id         1 2 3 4 5 6   7 8 9 10
+    position   0 1 2 3 4 2   0 1 1 2
+    The chosen tokens at rows 2, 3, 4 are predicted by rows 1, 2, 3, the rejected one at row 5 by
+    row 1; in the second pair row 6 predicts both first tokens and row 8 the last.
+    """
+    batch = pack_pairs([pair([1, 2], [3, 4, 5], [6]), pair([7], [8], [9, 10])], [4, 9])
+    assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 2, 0, 1, 1, 2]
+    assert batch.segments == [(0, 5, 0, 0), (5, 6, 0, 2), (6, 8, 6, 6), (8, 10, 6, 7)]
+    assert batch.predictors.tolist() == [1, 2, 3, 1, 6, 6, 8]
+    assert batch.targets.tolist() == [3, 4, 5, 6, 8, 9, 10]
+    assert batch.sequence_id.tolist() == [0, 0, 0, 2, 1, 3, 3]
+    assert batch.lengths.tolist() == [3, 1, 1, 2]
+    assert batch.pair_ids == [4, 9] and len(batch) == 2
+    sums = batch.sum_by_sequence(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]))
+    assert sums.tolist() == [6, 5, 4, 13]
+
+
+def test_layout_without_a_rejected_completion():
+    batch = pack_pairs([pair([1], [2, 3], []), pair([4, 5], [6], [])], [0, 1])
+    assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.segments == [(0, 3, 0, 0), (3, 6, 3, 3)]
+    assert batch.predictors.tolist() == [0, 1, 4] and batch.targets.tolist() == [2, 3, 6]
+    assert batch.sequence_id.tolist() == [0, 0, 1] and batch.lengths.tolist() == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("budget", [1, 10, 25, 1000])
+def test_micro_batches_hold_each_pair_once_within_the_budget(budget):
+    rng = np.random.default_rng(0)
+    pairs = pairs_of_sizes(rng.integers(1, 9, size=(40, 3)).tolist())
+    indices = rng.permutation(40)[:30].tolist()
+    batches = pack_step(pairs, indices, budget)
+    assert sorted(i for batch in batches for i in batch.pair_ids) == sorted(indices)
+    for batch in batches:
+        assert len(batch.input_ids) <= budget or len(batch) == 1
+    needed = -(-sum(num_tokens(pairs[i]) for i in indices) // budget)
+    assert len(batches) <= max(1, 2 * needed)
+
+
+def test_first_fit_by_hand():
+    """Sizes 3, 9, 4, 6 into 10: 9 | 6 + 4 | 3."""
+    pairs = pairs_of_sizes([(1, 1, 1), (3, 3, 3), (1, 2, 1), (2, 2, 2)])
+    assert [b.pair_ids for b in pack_step(pairs, [0, 1, 2, 3], 10)] == [[1], [3, 2], [0]]
+
+
+def test_evaluation_sees_each_pair_once():
+    rng = np.random.default_rng(1)
+    pairs = pairs_of_sizes(rng.integers(1, 30, size=(57, 3)).tolist())
+    batches = list(epoch_batches(pairs, 100))
+    assert sorted(i for batch in batches for i in batch.pair_ids) == list(range(57))
+    assert all(len(batch.input_ids) <= 100 for batch in batches)
+    assert list(epoch_batches([], 100)) == []
+
+
+def test_order_is_a_pure_function_of_seed_and_epoch():
+    assert steps_per_epoch(10, 4) == 3
+    epochs = [[step_indices(3 * e + s, 10, 4, seed=7) for s in range(3)] for e in range(2)]
+    for steps in epochs:
+        assert [len(s) for s in steps] == [4, 4, 2]  # the last step takes what is left
+        assert sorted(sum(steps, [])) == list(range(10))
+    assert epochs[0] != epochs[1]
+    assert step_indices(4, 10, 4, seed=7) == epochs[1][1]  # no state: any step, at any time
+    assert step_indices(0, 10, 4, seed=8) != epochs[0][0]

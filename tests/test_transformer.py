@@ -1,0 +1,216 @@
+"""The transformer against transformers' Llama and Mistral, and its packed form against its plain one.
+
+    pytest tests/test_transformer.py
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from data.packing import PairBatch, pack_pairs
+from data.pairs import TokenPair
+from model.checkpoint import load_model
+from model.transformer import ModelConfig, Transformer
+
+BASE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.2,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+OPTIONS = {
+    "plain": {},
+    "grouped": {"num_key_value_heads": 2},
+    "one_key_head": {"num_key_value_heads": 1},
+    "head_dim": {"head_dim": 20, "num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "attention_bias": {"attention_bias": True},
+    "mlp_bias": {"mlp_bias": True},
+    "rope_theta": {"rope_theta": 500000.0},
+    "rope_linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "rope_linear_old": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "rope_llama3": {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    "rope_parameters": {
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3}
+    },
+}
+MISTRAL = {
+    "mistral": {"num_key_value_heads": 2},
+    "mistral_window": {"num_key_value_heads": 2, "sliding_window": 7},
+    "mistral_head_dim": {"head_dim": 16, "sliding_window": 33},
+}
+
+
+def save_witness(folder: Path, options: dict, mistral: bool = False, seed: int = 0):
+    """A random model of transformers', saved in the folder with a config.json of our own words."""
+    torch.manual_seed(seed)
+    config_class = transformers.MistralConfig if mistral else transformers.LlamaConfig
+    model_class = (
+        transformers.MistralForCausalLM if mistral else transformers.LlamaForCausalLM
+    )
+    defaults = {"sliding_window": None} if mistral else {}
+    fields = {**BASE, **defaults, **options}
+    witness = model_class._from_config(
+        config_class(**json.loads(json.dumps(fields))), attn_implementation="eager"
+    )
+    for name, parameter in witness.named_parameters():
+        if parameter.dim() == 1:  # biases and norms away from their trivial start
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    witness.eval().save_pretrained(folder)
+    name = "mistral" if mistral else "llama"
+    architecture = [type(witness).__name__]
+    fields = {"architectures": architecture, "model_type": name, "hidden_act": "silu", **fields}
+    (folder / "config.json").write_text(json.dumps(fields))
+    return witness
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, *MISTRAL])
+def test_logits_equal_those_of_transformers(name, tmp_path):
+    options = {**OPTIONS, **MISTRAL}[name]
+    witness = save_witness(tmp_path, options, mistral=name in MISTRAL)
+    model = load_model(tmp_path)
+    input_ids = torch.randint(97, (2, 100), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = model(input_ids), witness(input_ids).logits
+    assert (ours - theirs).abs().max().item() < 1e-4
+    assert theirs.std().item() > 0.1  # the comparison is about something
+
+
+def test_config_written_by_transformers_itself_loads(tmp_path):
+    """The rope_parameters form, as transformers 5 writes it."""
+    witness = save_witness(tmp_path, {"rope_scaling": {"rope_type": "llama3", **LLAMA3}})
+    witness.config.save_pretrained(tmp_path)
+    assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())
+    input_ids = torch.arange(90)[None]
+    with torch.no_grad():
+        assert (load_model(tmp_path)(input_ids) - witness(input_ids).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("fixture", ["stories_dir", "smollm2_dir"])
+def test_real_models_equal_transformers(fixture, request):
+    folder = request.getfixturevalue(fixture)
+    model = load_model(folder)
+    witness = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    V = model.config.vocab_size
+    input_ids = torch.randint(3, V, (2, 64), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert (model(input_ids) - witness(input_ids).logits).abs().max().item() < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------
+# the packed form: prompts shared, no padding, only completion rows at the head
+
+
+def random_pairs(vocab: int, sizes: list[tuple[int, int, int]], seed: int = 0) -> list[TokenPair]:
+    rng = np.random.default_rng(seed)
+    draw = lambda n: rng.integers(vocab, size=n).astype(np.int32)  # noqa: E731
+    return [TokenPair(draw(p), draw(c), draw(r), f"made:{i}") for i, (p, c, r) in enumerate(sizes)]
+
+
+def padded_logps(model: Transformer, pairs: list[TokenPair]) -> torch.Tensor:
+    """The definition: each completion with its own copy of the prompt in a padded batch, whole
+    logits, log_softmax, gather, shift by one, mask, sum. (2B,), chosen first."""
+    rows = [(p.prompt_ids, p.chosen_ids) for p in pairs]
+    rows += [(p.prompt_ids, p.rejected_ids) for p in pairs]
+    T = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.zeros(len(rows), T, dtype=torch.long)
+    mask = torch.zeros(len(rows), T - 1)
+    for i, (prompt, completion) in enumerate(rows):
+        whole = np.concatenate([prompt, completion]).astype(np.int64)
+        input_ids[i, : len(whole)] = torch.from_numpy(whole)
+        mask[i, len(prompt) - 1 : len(whole) - 1] = 1
+    logits = model(input_ids)[:, :-1]
+    logps = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
+    return (logps * mask).sum(1)
+
+
+def packed_logps(model: Transformer, batch: PairBatch) -> torch.Tensor:
+    return batch.sum_by_sequence(model(batch=batch).logps)
+
+
+def weighted_gradients(model: Transformer, logps: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weights = torch.linspace(-1, 1.7, len(logps), dtype=logps.dtype)
+    (logps * weights).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+SIZES = [(1, 1, 1), (40, 3, 60), (2, 90, 1), (17, 30, 29), (60, 1, 2)]
+
+
+@pytest.mark.parametrize("window", [None, 5, 64])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_and_shared_equal_padded_and_unshared_in_float64(window, checkpointing):
+    config = ModelConfig(97, 32, 48, 2, 4, 2, 8, sliding_window=window, initializer_range=0.3)
+    model = Transformer(config)
+    model.init_weights(0)
+    model = model.double()
+    model.checkpoint_activations = checkpointing
+    pairs = random_pairs(97, SIZES)
+    padded = padded_logps(model, pairs)
+    packed = packed_logps(model, pack_pairs(pairs, list(range(5))))
+    torch.testing.assert_close(packed, padded, rtol=1e-9, atol=0)
+
+    ours, theirs = weighted_gradients(model, packed), weighted_gradients(model, padded)
+    assert ours.keys() == theirs.keys() and len(ours) == 2 * 9 + 3
+    for name in ours:
+        error = (ours[name] - theirs[name]).norm() / theirs[name].norm()
+        assert error.item() < 1e-9, (name, error)
+
+
+def test_packed_equals_padded_on_a_real_model(smollm2_dir):
+    """float32, pairs of very different lengths: 1e-5 relative per sum, 1e-4 for gradients."""
+    model = load_model(smollm2_dir)
+    names = ("embed_tokens.weight", "layers.0.self_attn.k_proj.weight", "norm.weight")
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+    pairs = random_pairs(49152, [(60, 5, 120), (3, 150, 20), (30, 1, 1)])
+    padded = padded_logps(model, pairs)
+    packed = packed_logps(model, pack_pairs(pairs, [0, 1, 2]))
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=0)
+    ours, theirs = weighted_gradients(model, packed), weighted_gradients(model, padded)
+    assert sorted(ours) == sorted(theirs) == sorted(names)
+    for name in names:
+        assert ((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() < 1e-4, name
+
+
+def test_trained_float32_weights_compute_in_bfloat16():
+    """Full fine-tuning in bfloat16: float32 parameters and gradients, bfloat16 activations."""
+    model = Transformer(ModelConfig(97, 32, 48, 2, 4, 2, 8, initializer_range=0.2))
+    model.init_weights(0)
+    batch = pack_pairs(random_pairs(97, SIZES), list(range(5)))
+    exact = packed_logps(model, batch)
+    model.compute_dtype = torch.bfloat16
+    assert model.hidden_states(batch.input_ids, batch.positions, batch.segments).dtype == (
+        torch.bfloat16
+    )
+    rough = packed_logps(model, batch)
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
+    rough.sum().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_init_is_a_function_of_the_seed():
+    config = ModelConfig(97, 32, 48, 2, 4, 2, 8)
+    models = [Transformer(config) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        model.init_weights(seed)
+    one, two, three = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
+    assert torch.equal(one, two) and not torch.equal(one, three)
+    assert models[0].embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
