@@ -1,0 +1,1 @@
+"""Text and preferences: tokenizers, chat formats, pairs and how they are packed."""

@@ -1,0 +1,328 @@
+"""Files -> checked `Pair(prompt, chosen, rejected)` records -> token ids.
+
+Rows (.jsonl, .jsonl.gz, a .json list, .parquet) are recognised by their keys:
+
+    prompt, chosen, rejected     texts, or lists of messages; the lists may repeat the prompt, as in
+                                 UltraFeedback binarized, or stand without one (the common turns)
+    chosen, rejected             two dialogues "\\n\\nHuman: ...\\n\\nAssistant: ...", as in HH
+    messages                     sft: one example for each reply
+    prompt, completion           sft
+
+For sft, rows of preferences give their chosen side. A prompt that is a text is one user message.
+
+A malformed row stops with its file:line. Well-formed rows that say nothing are dropped, counted and
+reported: an empty reply; chosen equal to rejected; dialogues that part before their last reply (in
+HH a few in a thousand: what follows would be a "completion" with turns of the human in it).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from data.chat import (
+    ChatFormat,
+    Message,
+    bos_length,
+    check_messages,
+    encode_completions,
+    encode_prompts,
+    takes_turns,
+)
+from data.rows import check_turns, data_files, dialogue, read_rows
+from data.tokenizer import Tokenizer
+
+EMPTY = "empty reply"
+EQUAL = "chosen equals rejected"
+PARTED = "the dialogues part before their last reply"
+UNANSWERED = "a reply to no user message"
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str | None  # None for sft
+    source: str  # file:line
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPair:
+    prompt_ids: np.ndarray  # (P,) int32
+    chosen_ids: np.ndarray  # (C,) int32, end-of-turn token included unless truncated
+    rejected_ids: np.ndarray  # (R,) int32, empty for sft
+    source: str
+
+
+# ---------------------------------------------------------------------------------------------
+# dialogues -> pairs
+# ---------------------------------------------------------------------------------------------
+
+
+def read_pairs(
+    paths: str | Path | Sequence[str | Path],
+    objective: str,
+    log: Callable[[str], None] = print,
+) -> list[Pair]:
+    """All pairs of the files, in order. objective: "sft" reads single examples.
+
+    Raises ValueError or FileNotFoundError with the file:line to mend.
+    """
+    make = examples_of_row if objective == "sft" else pairs_of_row
+    files = data_files(paths)
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
+    rows = 0
+    for path in files:
+        before = rows
+        for where, row in read_rows(path):
+            rows += 1
+            for made in make(row, where):
+                reason = made if isinstance(made, str) else nothing_to_learn(made)
+                if reason is None:
+                    pairs.append(made)
+                else:
+                    dropped[reason] += 1
+        if rows == before:
+            raise ValueError(f"{path}: expected rows, got an empty file")
+    kind = "examples" if objective == "sft" else "pairs"
+    names = ", ".join(path.name for path in files)
+    log(f"data: {len(pairs)} {kind} from {rows} rows of {names}{tell_dropped(dropped)}")
+    if not pairs:
+        raise ValueError(f"{names}: no {kind} remain{tell_dropped(dropped)}")
+    return pairs
+
+
+def tell_dropped(dropped: Counter[str]) -> str:
+    if not dropped:
+        return ""
+    reasons = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common())
+    return f"; dropped {dropped.total()}: {reasons}"
+
+
+def nothing_to_learn(pair: Pair) -> str | None:
+    if not pair.chosen.strip() or (pair.rejected is not None and not pair.rejected.strip()):
+        return EMPTY
+    return EQUAL if pair.chosen == pair.rejected else None
+
+
+def pairs_of_row(row: dict, where: str) -> list[Pair | str]:
+    """One pair, or why there is none."""
+    if not {"chosen", "rejected"} <= row.keys():
+        raise ValueError(
+            f"{where}: expected the keys chosen and rejected, with or without prompt, "
+            f"got {', '.join(row) or 'none'}"
+        )
+    chosen, rejected = dialogue(row, "chosen", where), dialogue(row, "rejected", where)
+    if chosen == rejected:
+        return [EQUAL]
+    common = common_turns(chosen, rejected)
+    if common != len(chosen) - 1 or common != len(rejected) - 1:
+        return [PARTED]
+    if chosen[common - 1]["role"] != "user":
+        return [UNANSWERED]
+    replies = chosen[-1]["content"], rejected[-1]["content"]
+    return [Pair(tuple(chosen[:-1]), *replies, where)]
+
+
+def common_turns(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many leading turns the two dialogues share."""
+    n = 0
+    while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+        n += 1
+    return n
+
+
+def examples_of_row(row: dict, where: str) -> list[Pair | str]:
+    """sft: each reply of `messages`, or the last of prompt + completion or of the chosen side."""
+    if "messages" in row:
+        turns = check_turns(row["messages"], "messages", where)
+        ends = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if not ends:
+            raise ValueError(f"{where}: messages: expected a reply of the assistant, got none")
+    else:
+        key = next((key for key in ("completion", "chosen") if key in row), None)
+        if key is None or (key == "completion" and "prompt" not in row):
+            raise ValueError(
+                f"{where}: expected the keys messages, or prompt and completion, or prompt and "
+                f"chosen, got {', '.join(row) or 'none'}"
+            )
+        turns = dialogue(row, key, where)
+        ends = [len(turns) - 1]
+    examples: list[Pair | str] = []
+    for end in ends:
+        answers = end > 0 and turns[end - 1]["role"] == "user"
+        example = Pair(tuple(turns[:end]), turns[end]["content"], None, where)
+        examples.append(example if answers else UNANSWERED)
+    return examples
+
+
+AnyPair = TypeVar("AnyPair", Pair, TokenPair)
+
+
+def flip_labels(pairs: Sequence[AnyPair], fraction: float, seed: int) -> list[AnyPair]:
+    """The pairs with chosen and rejected swapped in exactly round(fraction * len(pairs)) of them.
+
+    Which ones depends on (seed, number of pairs) alone.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"--label_noise: expected a fraction from 0 to 1, got {fraction}")
+    flipped = list(pairs)
+    rng = np.random.default_rng(seed)
+    for i in rng.choice(len(flipped), size=round(fraction * len(flipped)), replace=False):
+        flipped[i] = swap_labels(flipped[i])
+    return flipped
+
+
+def split_by_prompt(
+    pairs: Sequence[Pair], fraction: float, seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """(training, held out): about `fraction` of the prompts with all their pairs are held out.
+
+    No prompt stands on both sides. A prompt's side depends on (seed, its text) alone, so that more
+    data moves no prompt to the other side.
+    """
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in pairs:
+        digest = hashlib.sha256(repr((seed, pair.prompt)).encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(pair)
+    if not sides[0]:
+        raise ValueError(f"--eval_fraction {fraction} leaves no training pairs of {len(pairs)}")
+    return sides
+
+
+def swap_labels(pair: AnyPair) -> AnyPair:
+    if isinstance(pair, TokenPair):
+        return replace(pair, chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+# ---------------------------------------------------------------------------------------------
+# pairs -> ids
+# ---------------------------------------------------------------------------------------------
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    max_length: int,
+    max_prompt_length: int,
+    vocab_size: int | None = None,
+    log: Callable[[str], None] = print,
+    progress: bool = True,
+    chunk: int = 512,
+) -> list[TokenPair]:
+    """Ids of the pairs, none longer than max_length (prompt and the longer completion).
+
+    A pair that is too long first loses the front of its prompt, down to max_prompt_length tokens
+    (BOS stays), then the end of its completions, and with it their end-of-turn token.
+    vocab_size: of the model; larger ids are an error.
+    """
+    if not 0 < max_prompt_length < max_length:
+        raise ValueError(
+            "expected 0 < --max_prompt_length < --max_length, "
+            f"got {max_prompt_length} and {max_length}"
+        )
+    keep = bos_length(chat_format, tokenizer)
+    made: list[TokenPair] = []
+    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    with tqdm(total=len(pairs), desc="tokenize", unit="pair", disable=not progress) as bar:
+        for start in range(0, len(pairs), chunk):
+            some = pairs[start : start + chunk]
+            bar.update(len(some))
+            some = [pair for pair in some if expressible(pair, chat_format, dropped)]
+            for pair, ids in zip(some, encode_pairs(some, tokenizer, chat_format), strict=True):
+                prompt, chosen, rejected = truncate(*ids, max_length, max_prompt_length, keep)
+                counts["prompts"] += len(prompt) < len(ids[0])
+                counts["completions"] += len(chosen) < len(ids[1])
+                counts["completions"] += len(rejected) < len(ids[2])
+                if pair.rejected is not None and chosen == rejected:
+                    dropped["equal as tokens, or where they were cut"] += 1
+                    continue
+                arrays = (np.array(a, dtype=np.int32) for a in (prompt, chosen, rejected))
+                made.append(TokenPair(*arrays, pair.source))
+                check_ids(made[-1], vocab_size)
+    report(made, counts, dropped, max_length, log)
+    return made
+
+
+def expressible(pair: Pair, chat_format: ChatFormat, dropped: Counter[str]) -> bool:
+    """False, and counted, for turns out of order where the format needs them in order."""
+    if chat_format.alternate and not takes_turns(pair.prompt):
+        dropped[f"turns out of order for {chat_format.name}"] += 1
+        return False
+    try:
+        check_messages(pair.prompt, chat_format)
+    except ValueError as error:
+        raise ValueError(f"{pair.source}: {error}") from error
+    return True
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, chat_format: ChatFormat
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """(prompt, chosen, rejected) ids of each pair; rejected is empty for sft."""
+    replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+    encoded = iter(
+        encode_completions([r for r in replies if r is not None], chat_format, tokenizer)
+    )
+    prompts = encode_prompts([pair.prompt for pair in pairs], chat_format, tokenizer)
+    for pair, prompt in zip(pairs, prompts, strict=True):
+        if not prompt:
+            raise ValueError(
+                f"{pair.source}: the prompt has no tokens, so nothing predicts a reply"
+            )
+        yield prompt, next(encoded), next(encoded) if pair.rejected is not None else []
+
+
+def truncate(
+    prompt: list[int],
+    chosen: list[int],
+    rejected: list[int],
+    max_length: int,
+    max_prompt_length: int,
+    keep: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """Cuts a pair to max_length. keep: how many tokens at the prompt's front stay (its BOS).
+
+    Decided from the longer completion, so that both keep the same prompt. Cutting the front of a
+    conversation cuts its system message, or a turn, in the middle.
+    """
+    if len(prompt) + max(len(chosen), len(rejected)) <= max_length:
+        return prompt, chosen, rejected
+    if len(prompt) > max_prompt_length:
+        prompt = prompt[:keep] + prompt[len(prompt) - max_prompt_length + keep :]
+    room = max_length - len(prompt)
+    return prompt, chosen[:room], rejected[:room]
+
+
+def check_ids(pair: TokenPair, vocab_size: int | None) -> None:
+    arrays = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+    largest = max(int(ids.max(initial=0)) for ids in arrays)
+    if vocab_size is not None and largest >= vocab_size:
+        raise ValueError(
+            f"{pair.source}: the tokenizer gives id {largest}, but the model has a vocabulary of "
+            f"{vocab_size}; the tokenizer is not the model's, or its embedding was not resized"
+        )
+
+
+def report(
+    made: list[TokenPair],
+    counts: Counter[str],
+    dropped: Counter[str],
+    max_length: int,
+    log: Callable[[str], None],
+) -> None:
+    tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in made)
+    cut = ", ".join(f"{counts[name]} {name}" for name in ("prompts", "completions") if counts[name])
+    cut = f"; cut to --max_length {max_length}: {cut}" if cut else ""
+    log(f"tokens: {tokens} in {len(made)} pairs{cut}{tell_dropped(dropped)}")
+    if not made:
+        raise ValueError(f"no pairs remain{tell_dropped(dropped)}")
