@@ -3,7 +3,7 @@
 A packed row holds many completions without padding. A segment `(start, stop, prefix_start,
 prefix_stop)` says who sees whom: the queries [start, stop) attend causally to themselves and fully
 to the prefix [prefix_start, prefix_stop), which they continue. A prompt with its chosen completion
-is one segment without a prefix; the rejected completion is a second one, whose prefix is the prompt.
+is one segment without a prefix; the rejected completion is a second one with the prompt as prefix.
 """
 
 import torch
@@ -20,19 +20,25 @@ def attend(
 ) -> Tensor:
     """Causal attention inside each segment of a packed row.
 
-    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; every query lies in exactly
-    one segment. window: a token sees itself and at most window - 1 tokens before it (None: all);
-    a segment's prefix counts as lying directly before it.
+    query: (T, H, E), key and value: (T, K, E) with H a multiple of K. The segments follow each
+    other from 0 to T; a prefix is the beginning of an earlier segment. window: a token sees itself
+    and at most window - 1 tokens before it (None: all); a segment's prefix counts as lying directly
+    before it.
     out: (T, H, E)
     """
-    outputs = []
-    for start, stop, prefix_start, prefix_stop in segments:
-        query_rows = query[start:stop]  # (Lq, H, E)
-        key_rows, value_rows = key[start:stop], value[start:stop]  # (Lq, K, E)
-        if prefix_stop > prefix_start:
-            key_rows = torch.cat([key[prefix_start:prefix_stop], key_rows])  # (Lk, K, E)
-            value_rows = torch.cat([value[prefix_start:prefix_stop], value_rows])
-        outputs.append(attend_rows(query_rows, key_rows, value_rows, window))
+    sizes = [stop - start for start, stop, _, _ in segments]
+    pieces = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+    outputs, seen = [], {}
+    for (start, _, prefix_start, prefix_stop), (rows, keys, values) in zip(
+        segments, pieces, strict=True
+    ):
+        seen[start] = keys, values
+        if prefix_stop > prefix_start:  # a slice of one piece: its gradient is as small as that
+            prefix_keys, prefix_values = (
+                x[: prefix_stop - prefix_start] for x in seen[prefix_start]
+            )
+            keys, values = torch.cat([prefix_keys, keys]), torch.cat([prefix_values, values])
+        outputs.append(attend_rows(rows, keys, values, window))
     return torch.cat(outputs)
 
 

@@ -1,11 +1,10 @@
-"""Hugging Face folders of safetensors <-> Transformer, and adapters in PEFT's format.
+"""Hugging Face folders of safetensors <-> Transformer.
 
 Nothing is pickled. A module's dotted name is the tensor's name in the file, but for the prefix
 `model.` that Hugging Face puts before everything except the head.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.lora import TARGETS, add_lora, lora_layers
+from model.lora import lora_layers
 from model.transformer import ModelConfig, Transformer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
@@ -32,7 +31,6 @@ ROPE_FIELDS = {
         "original_max_position_embeddings",
     ),
 }
-ADAPTER_PREFIX = "base_model.model."
 
 
 # ------------------------------------------------------------------------------------------------
@@ -229,7 +227,7 @@ def read_tensors(
     """(name, tensor) of a safetensors file, one at a time; None keeps the stored dtype."""
     try:
         with safe_open(file, framework="pt", device="cpu") as reader:
-            for name in reader.keys():  # noqa: SIM118  (it is not a dict)
+            for name in reader.keys():
                 tensor = reader.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise ValueError(f"{file}: tensor {name} expects floats, got {tensor.dtype}")
@@ -268,87 +266,3 @@ def write_tensors(
 
 def to_file_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-# ------------------------------------------------------------------------------------------------
-# adapters
-
-
-def save_adapter(model: Transformer, folder: str | Path, base_model: str) -> None:
-    """adapter_model.safetensors and adapter_config.json, as PEFT reads them."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    layers = dict(lora_layers(model))
-    assert layers, "the model has no adapter"
-    tensors = {}
-    for name, layer in layers.items():
-        tensors[f"{ADAPTER_PREFIX}{to_file_name(name)}.lora_A.weight"] = layer.lora_A
-        tensors[f"{ADAPTER_PREFIX}{to_file_name(name)}.lora_B.weight"] = layer.lora_B
-    first = next(iter(layers.values()))
-    rank = first.lora_A.shape[0]
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": rank,
-        "lora_alpha": first.scale * rank,
-        "lora_dropout": first.dropout,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    write_tensors(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
-
-
-def load_adapter(model: Transformer, folder: str | Path) -> None:
-    """Add the adapter of a folder in PEFT's format to a model without one.
-
-    Raises FileNotFoundError, or ValueError for options of PEFT's that are not plain LoRA and for
-    tensors that are missing, unexpected or do not fit the model.
-    """
-    folder = Path(folder)
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"--adapter expects a folder with {file.name}, got {folder}")
-    rank, alpha, targets = read_adapter_config(folder / "adapter_config.json")
-    add_lora(model, rank, alpha, targets)
-    layers = dict(lora_layers(model))
-    expected = {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}
-    for name, tensor in read_tensors(file, torch.float32, "cpu"):
-        name = name.removeprefix(ADAPTER_PREFIX).removeprefix("model.").removesuffix(".weight")
-        if name not in expected:
-            raise ValueError(f"{file}: unexpected tensor {name}; is this the adapter's base model?")
-        expected.remove(name)
-        layer, _, part = name.rpartition(".")
-        parameter = getattr(layers[layer], part)
-        if parameter.shape != tensor.shape:
-            shapes = f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
-            raise ValueError(f"{file}: tensor {name} expects shape {shapes}")
-        parameter.data.copy_(tensor)
-    if expected:
-        some = ", ".join(sorted(expected)[:3])
-        raise ValueError(f"{file}: {len(expected)} tensors are missing: {some}")
-
-
-def read_adapter_config(path: Path) -> tuple[int, float, tuple[str, ...]]:
-    """(rank, alpha, targets) of an adapter_config.json; ValueError for what is not plain LoRA."""
-    fields = read_json(path)
-    if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: expected peft_type LORA, got {fields.get('peft_type')!r}")
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if fields.get(name):
-            raise ValueError(f"{path}: {name}={fields[name]!r} is not implemented; plain LoRA only")
-    if fields.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias={fields['bias']!r} is not implemented; expected none")
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or alpha <= 0:
-        raise ValueError(f"{path}: expected r and lora_alpha above 0, got {rank!r} and {alpha!r}")
-    targets = fields.get("target_modules")
-    if isinstance(targets, str):
-        targets = re.findall(r"\w+_proj", targets)
-    names = {str(target).rpartition(".")[2] for target in targets or []}
-    if not names or not names <= set(TARGETS):
-        raise ValueError(f"{path}: expected target_modules out of {TARGETS}, got {targets!r}")
-    return rank, float(alpha), tuple(name for name in TARGETS if name in names)

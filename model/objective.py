@@ -65,7 +65,9 @@ def preference_terms(
     margins = policy_coef * pi_logratios - reference_coef * ref_logratios
 
     chosen_rewards = policy_coef * policy_chosen_logps - reference_coef * reference_chosen_logps
-    rejected_rewards = policy_coef * policy_rejected_logps - reference_coef * reference_rejected_logps
+    rejected_rewards = (
+        policy_coef * policy_rejected_logps - reference_coef * reference_rejected_logps
+    )
     return margins, chosen_rewards.detach(), rejected_rewards.detach()
 
 

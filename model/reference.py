@@ -33,7 +33,6 @@ def cached_reference_logps(
     num_pairs: int,
     key: str,
     file: Path,
-    device: str,
 ) -> Tensor:
     """(N, 2) chosen and rejected logps of every pair, read from `file` or computed and written.
 
@@ -43,6 +42,7 @@ def cached_reference_logps(
     if cached is not None:
         print(f"reference: {num_pairs} pairs read from {file}")
         return cached
+    device = model.embed_tokens.weight.device
     logps = torch.full((num_pairs, 2), float("nan"))
     for batch in tqdm(batches, desc="reference", unit="batch", leave=False):
         chosen, rejected = reference_logps(model, batch.to(device)).cpu().chunk(2)
@@ -73,14 +73,20 @@ def read_cache(file: Path, key: str) -> Tensor | None:
     return None
 
 
-def reference_key(model: Transformer, pairs: list[Any]) -> str:
-    """SHA-256 over the frozen policy's weights, their dtype, and the token ids of the pairs."""
+def hash_weights(model: Transformer) -> str:
+    """SHA-256 over the reference policy: its architecture, its weights and their dtypes."""
     digest = hashlib.sha256(repr((model.config, model.compute_dtype)).encode())
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def reference_key(weights: str, pairs: list[Any]) -> str:
+    """SHA-256 over `hash_weights` and the token ids of the pairs: all that the logps depend on."""
+    digest = hashlib.sha256(weights.encode())
     for pair in pairs:
         for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
             digest.update(len(ids).to_bytes(8, "little"))

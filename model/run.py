@@ -1,4 +1,4 @@
-"""What a run leaves and shows: its folder (config.json, metrics.jsonl), its means, its interrupts."""
+"""What a run leaves and shows: config.json, metrics.jsonl, its means, and how it is interrupted."""
 
 import json
 import os
@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from model.checkpoint import DTYPES
 from model.config import to_json
 
+KEPT_MASS = 0.9  # of the reference's mass on closed pairs; below it there is a warning
 PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
-    """The device and the dtype of a run; a choice that was left to us is printed with its reason."""
+    """The device and the dtype of a run; a choice left to us is printed with its reason."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         reason = "a GPU is there" if device == "cuda" else "torch sees no GPU"
@@ -127,6 +129,53 @@ def peak_memory_gb(device: str) -> float:
 
 
 # ------------------------------------------------------------------------------------------------
+# what is shown
+
+SHOWN = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "logps/chosen": "chosen logp",
+    "logps/rejected": "rejected logp",
+    "entropy": "entropy",
+    "mass/policy": "answer mass",
+}
+
+
+def show(bar: tqdm, record: dict[str, float]) -> None:
+    """Loss, accuracy, margin and speed behind the progress bar."""
+    fields = {"loss": record["loss"]}
+    if "rewards/margins" in record:
+        fields |= {"acc": record["rewards/accuracies"], "margin": record["rewards/margins"]}
+    fields["pairs/s"] = record["pairs_per_s"]
+    bar.set_postfix({name: f"{value:.3g}" for name, value in fields.items()})
+
+
+def evaluation_line(record: dict[str, float]) -> str:
+    named = {title: record.get(f"eval/{name}") for name, title in SHOWN.items()}
+    values = [f"{title} {value:.3f}" for title, value in named.items() if value is not None]
+    return f"step {record['step']:4d} held-out: " + ", ".join(values)
+
+
+def before_and_after(first: dict[str, float], last: dict[str, float]) -> str:
+    """A table of two evaluations, and a warning where the answers of closed pairs lose mass."""
+    lines = [f"{'held-out pairs':<15}{'step ' + str(first['step']):>12}"
+             f"{'step ' + str(last['step']):>12}"]  # fmt: skip
+    for name, title in SHOWN.items():
+        if f"eval/{name}" in last:
+            values = (first[f"eval/{name}"], last[f"eval/{name}"])
+            lines.append(f"{title:<15}" + "".join(f"{value:>12.4f}" for value in values))
+    before, after = last.get("eval/mass/reference"), last.get("eval/mass/policy")
+    if before is not None and after < KEPT_MASS * before:
+        lines.append(
+            f"warning: the two answers of closed pairs held {before:.3f} of the reference's "
+            f"probability and hold {after:.3f} of the policy's: mass drains to answers that no "
+            "pair speaks of. Lower --learning_rate, raise --beta, or add --sft_weight."
+        )
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------
 # interrupts
 
 
@@ -137,7 +186,10 @@ class Interrupt:
         self.asked = False
         self.previous = signal.signal(signal.SIGINT, self.handle)
 
+    def restore(self) -> None:
+        signal.signal(signal.SIGINT, self.previous)
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self.previous)
+        self.restore()
         os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")

@@ -50,7 +50,9 @@ def load_training_state(
     """
     checkpoints = sorted((folder / "checkpoints").glob("step-??????"))
     if not checkpoints:
-        raise FileNotFoundError(f"--resume expects a checkpoint in {folder}/checkpoints; none there")
+        raise FileNotFoundError(
+            f"--resume expects a checkpoint in {folder}/checkpoints; none there"
+        )
     newest = checkpoints[-1]
     state = read_json(newest / "state.json")
     refuse_changes(newest, state["config"], config)

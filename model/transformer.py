@@ -2,9 +2,9 @@
 
 One forward in three forms:
 
-    model(input_ids (B, T))                -> logits (B, T, V)   the plain definition
-    model(input_ids (B, T), cache=cache)   -> logits (B, V)      of the last position, for generation
-    model(batch=packed)                    -> TokenStats (C,)    logps of the completion tokens alone
+    model(input_ids (B, T))               -> logits (B, T, V)  the plain definition
+    model(input_ids (B, T), cache=cache)  -> logits (B, V)     of the last position: generation
+    model(batch=packed)                   -> TokenStats (C,)   of the completion tokens alone
 
 Differences from the published code: none in the numbers; the rotary tables are computed from the
 positions at each call, in float32, and attention dropout does not exist.

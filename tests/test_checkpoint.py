@@ -1,6 +1,6 @@
 """Reading and writing checkpoints: transformers reads ours, and every broken folder gets a message.
 
-    pytest tests/test_checkpoint.py
+pytest tests/test_checkpoint.py
 """
 
 import json

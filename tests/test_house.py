@@ -1,6 +1,6 @@
 """The rules of the house, read from the source with `ast`: who imports whom, and what is nowhere.
 
-    pytest tests/test_house.py
+pytest tests/test_house.py
 """
 
 import ast
@@ -64,7 +64,9 @@ def test_the_core_keeps_to_its_five_packages(file):
     others = packages(tree) - OURS - PACKAGES - set(sys.stdlib_module_names)
     assert others <= OPTIONAL, f"{name_of(file)} imports {sorted(others)}"
     at_import = ast.Module([node for node in tree.body if not hasattr(node, "body")], [])
-    assert not packages(at_import) & OPTIONAL, f"{name_of(file)} needs an optional package at import"
+    assert not packages(at_import) & OPTIONAL, (
+        f"{name_of(file)} needs an optional package at import"
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

@@ -1,0 +1,150 @@
+"""Adapters on disk, in PEFT's format: adapter_model.safetensors and adapter_config.json.
+
+Only the thin matrices are written, never the frozen base. A run that starts from an adapter merges
+it into the base and trains a fresh one; what it saves is the sum of both, which is again an adapter
+of the original base, since s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2].
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import read_json, read_tensors, to_file_name, write_tensors
+from model.lora import TARGETS, add_lora, lora_layers
+from model.transformer import Transformer
+
+PREFIX = "base_model.model."
+FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Matrices = dict[str, tuple[Tensor, Tensor]]  # layer -> (lora_A (R, in), lora_B (out, R))
+
+
+def save_adapter(
+    model: Transformer, folder: str | Path, base_model: str, earlier: str | Path | None = None
+) -> None:
+    """Write the adapter of a model as PEFT reads it.
+
+    base_model: where its base was loaded from. earlier: the adapter that had been merged into that
+    base; it is written along.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = dict(lora_layers(model))
+    assert layers, "the model has no adapter"
+    matrices = {name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}
+    first = next(iter(layers.values()))
+    rank = first.lora_A.shape[0]
+    alpha = first.scale * rank
+    if earlier is not None:
+        scaled = {name: (A.detach(), first.scale * B.detach()) for name, (A, B) in matrices.items()}
+        matrices = stack(scaled, read_scaled(Path(earlier)))
+        rank = alpha = next(iter(matrices.values()))[0].shape[0]
+    tensors = {}
+    for name, (lora_A, lora_B) in matrices.items():
+        tensors[f"{PREFIX}{to_file_name(name)}.lora_A.weight"] = lora_A
+        tensors[f"{PREFIX}{to_file_name(name)}.lora_B.weight"] = lora_B
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": first.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in matrices}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_tensors(tensors, folder / FILE)
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def load_adapter(model: Transformer, folder: str | Path) -> None:
+    """Add the adapter of a folder in PEFT's format to a model without one.
+
+    Raises FileNotFoundError, or ValueError for options of PEFT's that are not plain LoRA and for
+    tensors that are missing, unexpected or do not fit the model.
+    """
+    folder = Path(folder)
+    rank, alpha, targets = read_adapter_config(folder)
+    add_lora(model, rank, alpha, targets)
+    layers = dict(lora_layers(model))
+    matrices = read_matrices(folder)
+    for problem, names in (("missing", layers.keys() - matrices.keys()),
+                           ("unexpected", matrices.keys() - layers.keys())):  # fmt: skip
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise ValueError(
+                f"{folder / FILE}: matrices of {len(names)} layers are {problem}: {some}; "
+                f"is this the adapter's base model?"
+            )
+    for name, pair in matrices.items():
+        own = (layers[name].lora_A, layers[name].lora_B)
+        for parameter, tensor in zip(own, pair, strict=True):
+            if parameter.shape != tensor.shape:
+                shapes = f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
+                raise ValueError(f"{folder / FILE}: {name} expects shape {shapes}")
+            parameter.data.copy_(tensor)
+
+
+def read_matrices(folder: Path) -> Matrices:
+    """The matrices of an adapter file, under the names of the layers; float32."""
+    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    for name, tensor in read_tensors(folder / FILE, torch.float32, "cpu"):
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(?:model\.)?(.+)\.(lora_[AB])\.weight", name)
+        if match is None:
+            raise ValueError(f"{folder / FILE}: unexpected tensor {name}; plain LoRA only")
+        parts[match[2]][match[1]] = tensor
+    lone = parts["lora_A"].keys() ^ parts["lora_B"].keys()
+    if lone:
+        raise ValueError(f"{folder / FILE}: only one of lora_A and lora_B for {sorted(lone)[0]}")
+    return {name: (lora_A, parts["lora_B"][name]) for name, lora_A in parts["lora_A"].items()}
+
+
+def read_scaled(folder: Path) -> Matrices:
+    """The matrices with the adapter's scale multiplied into B."""
+    rank, alpha, _ = read_adapter_config(folder)
+    return {name: (A, B * (alpha / rank)) for name, (A, B) in read_matrices(folder).items()}
+
+
+def stack(one: Matrices, two: Matrices) -> Matrices:
+    """The sum of two adapters of scale 1; where only one has a layer, the other counts as 0."""
+    ranks = [next(iter(matrices.values()))[0].shape[0] for matrices in (one, two)]
+    total = {}
+    for name in sorted(one.keys() | two.keys()):
+        known = one.get(name) or two.get(name)
+        width, height = known[0].shape[1], known[1].shape[0]
+        pairs = [
+            matrices.get(name) or (torch.zeros(rank, width), torch.zeros(height, rank))
+            for matrices, rank in zip((one, two), ranks, strict=True)
+        ]
+        pairs = [(A.cpu(), B.cpu()) for A, B in pairs]
+        total[name] = torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], dim=1)
+    return total
+
+
+def read_adapter_config(folder: Path) -> tuple[int, float, tuple[str, ...]]:
+    """(rank, alpha, targets) of a folder with an adapter; ValueError for what is not plain LoRA."""
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"--adapter expects a folder with {FILE}, got {folder}")
+    path = folder / CONFIG
+    fields = read_json(path)
+    if fields.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: expected peft_type LORA, got {fields.get('peft_type')!r}")
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if fields.get(name):
+            raise ValueError(f"{path}: {name}={fields[name]!r} is not implemented; plain LoRA only")
+    if fields.get("bias", "none") != "none":
+        raise ValueError(f"{path}: bias={fields['bias']!r} is not implemented; expected none")
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or alpha <= 0:
+        raise ValueError(f"{path}: expected r and lora_alpha above 0, got {rank!r} and {alpha!r}")
+    targets = fields.get("target_modules")
+    if isinstance(targets, str):
+        targets = re.findall(r"\w+_proj", targets)
+    names = {str(target).rpartition(".")[2] for target in targets or []}
+    if not names or not names <= set(TARGETS):
+        raise ValueError(f"{path}: expected target_modules out of {TARGETS}, got {targets!r}")
+    return rank, float(alpha), tuple(name for name in TARGETS if name in names)

@@ -1,0 +1,118 @@
+"""Adapters on disk: PEFT loads ours and ours loads PEFT's, and what does not fit is refused.
+
+pytest tests/test_adapter.py
+"""
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+
+from model.adapter import load_adapter, save_adapter
+from model.checkpoint import load_model
+from model.lora import TARGETS, adapters_disabled, add_lora, merge_lora
+from tests.test_lora import scatter, small_model
+from tests.test_transformer import save_witness
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj")])
+def test_peft_loads_ours(targets, tmp_path):
+    witness = save_witness(tmp_path, {"num_key_value_heads": 2})
+    model = load_model(tmp_path)
+    add_lora(model, rank=5, alpha=8.0, targets=targets)
+    scatter(model)
+    save_adapter(model, tmp_path / "adapter", str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(witness, tmp_path / "adapter").eval()
+    input_ids = torch.arange(40)[None]
+    with torch.no_grad():
+        ours = model(input_ids)
+        assert (ours - theirs(input_ids).logits).abs().max().item() < 1e-4
+        with adapters_disabled(model), theirs.disable_adapter():
+            assert (model(input_ids) - theirs(input_ids).logits).abs().max().item() < 1e-4
+            assert not torch.allclose(model(input_ids), ours)
+
+
+def test_ours_loads_peft(tmp_path):
+    witness = save_witness(tmp_path, {"num_key_value_heads": 2})
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["k_proj", "o_proj", "up_proj"])
+    theirs = peft.get_peft_model(witness, config).eval()
+    torch.manual_seed(3)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    model = load_model(tmp_path)
+    load_adapter(model, tmp_path / "adapter")
+    input_ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert (model(input_ids) - theirs(input_ids).logits).abs().max().item() < 1e-4
+
+
+def test_adapter_survives_a_round_trip_bit_for_bit(tmp_path):
+    model = small_model()
+    add_lora(model, rank=4, alpha=6.0, targets=("q_proj", "up_proj"))
+    scatter(model)
+    save_adapter(model, tmp_path, "base")
+    again = small_model()
+    load_adapter(again, tmp_path)
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_adapter_on_an_adapter_is_saved_as_one(tmp_path):
+    """Merge the first, train a second on other layers and at another scale: their sum is saved."""
+    save_witness(tmp_path, {"num_key_value_heads": 2})
+    one = load_model(tmp_path)
+    add_lora(one, rank=3, alpha=9.0, targets=("q_proj", "up_proj"))
+    scatter(one, seed=1)
+    save_adapter(one, tmp_path / "one", "base")
+    merge_lora(one)
+    add_lora(one, rank=2, alpha=1.0, targets=("q_proj", "v_proj"))
+    scatter(one, seed=2)
+    save_adapter(one, tmp_path / "two", "base", earlier=tmp_path / "one")
+
+    both = load_model(tmp_path)
+    load_adapter(both, tmp_path / "two")
+    input_ids = torch.arange(40)[None]
+    torch.testing.assert_close(both(input_ids), one(input_ids), rtol=1e-4, atol=1e-5)
+    base = load_model(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path / "two"
+    ).eval()
+    torch.testing.assert_close(theirs(input_ids).logits, both(input_ids), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(base(input_ids), both(input_ids), atol=1e-3)
+
+
+def edit(folder, **changes) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "expected peft_type LORA"),
+        ({"use_dora": True}, "use_dora=True is not implemented"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias='all' is not implemented"),
+        ({"r": 0}, "expected r and lora_alpha above 0"),
+        ({"r": 3}, r"q_proj expects shape \(3, 32\), got \(4, 32\)"),
+        ({"target_modules": ["lm_head"]}, "expected target_modules out of"),
+        ({"target_modules": ["q_proj", "k_proj"]}, "matrices of 2 layers are missing"),
+        ({"target_modules": ["v_proj"]}, "matrices of 2 layers are missing"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(changes, message, tmp_path):
+    model = small_model()
+    add_lora(model, rank=4, alpha=6.0, targets=("q_proj",))
+    save_adapter(model, tmp_path, "base")
+    edit(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(small_model(), tmp_path)
+
+
+def test_missing_adapter_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--adapter expects a folder with adapter_model"):
+        load_adapter(small_model(), tmp_path / "nowhere")

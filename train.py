@@ -1,0 +1,457 @@
+"""Preference learning in one loop: batch -> reference -> policy -> objective -> step -> log.
+
+    python train.py                      SPL on the embedded model and data, into runs/tiny-spl
+    python train.py --model DIR --data PAIRS.jsonl --objective h_dpo --alpha 0.9 --beta 0.01
+    python train.py --model DIR --data PAIRS.jsonl --lora_rank 0 --reference cached
+    python train.py --objective sft --init config.json --tokenizer DIR --data TEXTS.jsonl --lora_rank 0
+    python train.py --config runs/tiny-spl/config.json --resume      go on after Ctrl-C
+
+The equations are in model/objective.py; what a batch looks like, in data/packing.py.
+"""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format
+from data.packing import PairBatch, epoch_batches, pack_step, step_indices, steps_per_epoch
+from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
+from data.tokenizer import Tokenizer, load_tokenizer
+from model.adapter import load_adapter, save_adapter
+from model.checkpoint import (
+    init_model,
+    load_model,
+    read_model_config,
+    save_model,
+)
+from model.config import parse_config, run_main, to_json
+from model.lora import TARGETS, add_lora, merge_lora
+from model.objective import OBJECTIVES, objective_loss, sft_term
+from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
+from model.run import (
+    Interrupt,
+    Means,
+    before_and_after,
+    choose_device,
+    evaluation_line,
+    open_metrics,
+    peak_memory_gb,
+    read_records,
+    show,
+    write_record,
+    write_run_config,
+)
+from model.training_state import load_training_state, save_training_state, trained_parameters
+from model.transformer import Transformer
+
+EMBEDDED = "data/tiny/train.jsonl"
+EMBEDDED_EVAL = "data/tiny/eval.jsonl"
+SCHEDULES = ("constant", "linear", "cosine")
+CLOSED = 0.1  # a pair is closed where its two completions hold this much of the reference's mass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: str = "data/tiny"  # folder of a Llama or Mistral checkpoint
+    init: str | None = None  # config.json: start from random weights instead of --model
+    tokenizer: str | None = None  # folder with the tokenizer; none: the folder of --model or --init
+    adapter: str | None = None  # folder with a LoRA adapter to start from; merged into the base
+    data: tuple[str, ...] = (EMBEDDED,)  # files or folders of JSONL, JSONL.gz or parquet
+    eval_data: tuple[str, ...] | None = None  # held-out pairs; none: --eval_fraction of --data
+    eval_fraction: float = 0.05  # share of the prompts held out where --eval_data is not given
+    chat_format: str | None = None  # one of the chat formats; none: detected from the checkpoint
+    max_length: int = 1024  # tokens of a prompt and its longer completion
+    max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
+    label_noise: float = 0.0  # share of the training labels to flip
+
+    objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo or robust
+    alpha: float = (
+        0.12  # spl: weight of the policy term; h_dpo: its multiple of beta; others: unused
+    )
+    beta: float = 0.1  # weight of the reference term in the margin
+    label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
+    sft_weight: float = 0.0  # weight of the chosen completion's mean negative logp in the loss
+    reference: str = "online"  # online: adapters disabled; cached: computed before the first step
+
+    lora_rank: int = 16  # 0 trains every parameter
+    lora_alpha: float = 16.0  # the adapter's product is scaled by lora_alpha / lora_rank
+    lora_targets: tuple[str, ...] = TARGETS  # which linear layers carry an adapter
+    lora_dropout: float = 0.0  # of the adapter's input; sft only
+
+    batch_size: int = 32  # pairs per optimiser step
+    micro_batch_tokens: int = 8192  # packed tokens per backward pass
+    epochs: int = 1  # passes over the data
+    max_steps: int | None = None  # optimiser steps; none: what --epochs makes
+    learning_rate: float = 1e-4  # at the end of the warm-up
+    schedule: str = "cosine"  # constant, linear or cosine, to zero at the last step
+    warmup_steps: int = 10  # steps over which the learning rate rises from zero
+    max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
+    weight_decay: float = 0.0  # AdamW
+    seed: int = 0  # of the order of the data, the adapters and the label noise
+    dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
+    device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
+    activation_checkpointing: bool = False  # recompute each block in the backward pass
+
+    eval_every: int = 50  # steps between evaluations; 0: before the first and after the last alone
+    save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C alone
+    resume: bool = False  # go on from the newest checkpoint in --out_dir
+    sample_prompts: int = 3  # held-out prompts answered at the end
+    out_dir: str | None = None  # run folder; none: runs/<model>-<objective>, numbered where taken
+
+
+def main() -> None:
+    config = parse_config(TrainConfig)
+    check_config(config)
+    device, dtype = choose_device(config.device, config.dtype)
+    out_dir = choose_out_dir(config)
+    config = dataclasses.replace(config, out_dir=str(out_dir))
+
+    source = Path(config.tokenizer or config.init or config.model)
+    source = source.parent if source.is_file() else source
+    tokenizer = load_tokenizer(source)
+    chat_format, reason = detect_chat_format(source, tokenizer, config.chat_format)
+    print(f"chat format: {chat_format.name} ({reason})")
+    vocab_size = read_model_config(config.init or config.model).vocab_size
+    pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, vocab_size)
+    model = build_policy(config, dtype, device)
+
+    if config.resume:
+        print(f"resuming {out_dir}")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_run_config(config, out_dir)
+    train(config, model, pairs, eval_pairs, out_dir)
+    save_policy(config, model, tokenizer, out_dir)
+    report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
+
+
+# ------------------------------------------------------------------------------------------------
+# before the loop
+
+
+def check_config(config: TrainConfig) -> None:
+    """Stop contradictions before any file is read: ValueError naming the flag."""
+
+    def expect(condition: bool, flag: str, expected: str) -> None:
+        if not condition:
+            raise ValueError(f"--{flag} expects {expected}, got {getattr(config, flag)!r}")
+
+    expect(config.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}")
+    expect(config.reference in ("online", "cached"), "reference", "online or cached")
+    expect(config.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
+    expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
+    formats = ", ".join(CHAT_FORMATS)
+    expect(config.chat_format in (None, *CHAT_FORMATS), "chat_format", f"one of {formats}")
+    for flag in ("batch_size", "micro_batch_tokens", "epochs", "max_length", "max_prompt_length"):
+        expect(getattr(config, flag) >= 1, flag, "1 or more")
+    for flag in ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank"):
+        expect(getattr(config, flag) >= 0, flag, "0 or more")
+    for flag in ("max_grad_norm", "weight_decay", "sft_weight"):
+        expect(getattr(config, flag) >= 0, flag, "0 or more")
+    for flag in ("alpha", "beta", "learning_rate", "lora_alpha"):
+        expect(getattr(config, flag) > 0, flag, "a number above 0")
+    for flag in ("label_noise", "eval_fraction", "lora_dropout"):
+        expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
+    expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
+    expect(config.max_steps is None or config.max_steps >= 1, "max_steps", "1 or more")
+    expect(
+        config.max_prompt_length < config.max_length, "max_prompt_length", "less than max_length"
+    )
+
+    sft = config.objective == "sft"
+    if config.label_smoothing and config.objective == "ipo":
+        raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
+    if config.lora_dropout and not sft:
+        raise ValueError("--lora_dropout must be 0 in preference training: policy and reference "
+                         "have to differ by the adapter alone")  # fmt: skip
+    if config.lora_rank == 0 and not sft and config.reference == "online":
+        raise ValueError(
+            "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
+            "pass --reference cached"
+        )
+    if config.resume and not config.out_dir:
+        raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
+
+
+def choose_out_dir(config: TrainConfig) -> Path:
+    """The run folder: the one that was asked for, or a new one under runs/."""
+    if config.out_dir is None:
+        name = f"{Path(config.init or config.model).resolve().stem}-{config.objective}"
+        number, out_dir = 1, Path("runs") / name
+        while out_dir.exists():
+            number += 1
+            out_dir = Path("runs") / f"{name}-{number}"
+        return out_dir
+    out_dir = Path(config.out_dir)
+    if (out_dir / "metrics.jsonl").exists() and not config.resume:
+        raise ValueError(
+            f"--out_dir {out_dir} holds a run already; pass --resume or another folder"
+        )
+    return out_dir
+
+
+def load_pairs(
+    config: TrainConfig, tokenizer: Tokenizer, chat_format: ChatFormat, vocab_size: int
+) -> tuple[list[TokenPair], list[TokenPair]]:
+    """Training and held-out pairs as token ids."""
+    eval_data = config.eval_data
+    if eval_data is None and config.data == (EMBEDDED,) and config.objective != "sft":
+        eval_data = (EMBEDDED_EVAL,)
+    pairs = read_pairs(config.data, config.objective)
+    if eval_data is not None:
+        held_out = read_pairs(eval_data, config.objective)
+    else:
+        pairs, held_out = split_by_prompt(pairs, config.eval_fraction, config.seed)
+    pairs = flip_labels(pairs, config.label_noise, config.seed)
+    limits = (config.max_length, config.max_prompt_length, vocab_size)
+    tokens = tokenize_pairs(pairs, tokenizer, chat_format, *limits)
+    held_out_tokens = tokenize_pairs(held_out, tokenizer, chat_format, *limits) if held_out else []
+    print(f"data: {len(tokens)} training and {len(held_out_tokens)} held-out")
+    return tokens, held_out_tokens
+
+
+def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transformer:
+    """The model with what is trained in float32 and what is frozen in the load dtype."""
+    full = config.lora_rank == 0
+    stored = torch.float32 if full else dtype
+    if config.init:
+        model = init_model(config.init, stored, device, config.seed)
+    else:
+        model = load_model(config.model, stored, device)
+    if config.adapter:
+        load_adapter(model, config.adapter)
+        merge_lora(model)
+    if full:
+        model.requires_grad_(True)
+        model.compute_dtype = dtype
+    else:
+        rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
+        add_lora(model, rank, alpha, targets, config.lora_dropout, config.seed)
+    model.checkpoint_activations = config.activation_checkpointing
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    print(
+        f"policy: {total / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained, {dtype} on {device}"
+    )
+    return model
+
+
+def prepare_references(
+    config: TrainConfig, model: Transformer, sets: tuple[list[TokenPair], ...], out_dir: Path
+) -> list[Tensor | None]:
+    """For each set of pairs its (N, 2) cached logps, or None where the reference runs online."""
+    if config.objective == "sft" or config.reference == "online":
+        return [None for _ in sets]
+    weights = hash_weights(model)
+    caches = []
+    for pairs in sets:
+        key = reference_key(weights, pairs)
+        file = out_dir / "reference" / f"{key[:16]}.safetensors"
+        batches = epoch_batches(pairs, config.micro_batch_tokens)
+        caches.append(cached_reference_logps(model, batches, len(pairs), key, file))
+    return caches
+
+
+# ------------------------------------------------------------------------------------------------
+# the loop
+
+
+def train(
+    config: TrainConfig,
+    model: Transformer,
+    pairs: list[TokenPair],
+    eval_pairs: list[TokenPair],
+    out_dir: Path,
+) -> None:
+    """All steps of the run; metrics.jsonl and the checkpoints are written on the way."""
+    device = str(model.embed_tokens.weight.device)
+    total_steps = config.max_steps or config.epochs * steps_per_epoch(len(pairs), config.batch_size)
+    trained = list(trained_parameters(model).values())
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    reference, eval_reference = prepare_references(config, model, (pairs, eval_pairs), out_dir)
+    first_step = 0
+    if config.resume:
+        first_step = load_training_state(out_dir, model, optimizer, to_json(config))
+    metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
+    interrupt = Interrupt()
+    if first_step == 0 and eval_pairs:
+        evaluate(config, model, eval_pairs, eval_reference, 0, metrics_file)
+
+    bar = tqdm(range(first_step, total_steps), initial=first_step, total=total_steps, unit="step")
+    for step in bar:
+        started = time.perf_counter()
+        torch.manual_seed(config.seed + step)  # dropout, where there is any
+        model.train()
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(config, step, total_steps)
+        indices = step_indices(step, len(pairs), config.batch_size, config.seed)
+        normaliser = loss_normaliser(config, pairs, indices)
+        means, tokens = Means(), 0
+        for batch in pack_step(pairs, indices, config.micro_batch_tokens):
+            losses, metrics = compute_losses(config, model, batch.to(device), reference)
+            (losses.sum() / normaliser).backward()
+            means.add(metrics, batch.pair_ids)
+            tokens += len(batch.input_ids)
+        max_norm = config.max_grad_norm or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
+        record = means.read()
+        check_finite(step + 1, record, grad_norm, means, pairs)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        seconds = time.perf_counter() - started
+        record |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens / seconds}
+        record |= {"pairs_per_s": len(indices) / seconds, "peak_memory_gb": peak_memory_gb(device)}
+        write_record(metrics_file, {"step": step + 1, **record})
+        show(bar, record)
+        last = step + 1 == total_steps
+        if eval_pairs and (last or (config.eval_every and (step + 1) % config.eval_every == 0)):
+            evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file)
+        if last or interrupt.asked or (config.save_every and (step + 1) % config.save_every == 0):
+            save_training_state(out_dir, model, optimizer, step + 1, to_json(config))
+        if interrupt.asked and not last:
+            bar.close()
+            print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
+                  f"  python train.py --config {out_dir}/config.json --resume")  # fmt: skip
+            raise SystemExit(130)
+
+
+def compute_losses(
+    config: TrainConfig, model: Transformer, batch: PairBatch, reference: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective's losses (B,) and what is logged of it: {name: values to be averaged}."""
+    if config.objective != "sft" and reference is None:
+        ref_logps = reference_logps(model, batch)  # (2B,)
+    elif config.objective != "sft":
+        ref_logps = reference[batch.pair_ids].T.flatten().to(batch.lengths.device)  # (2B,)
+    stats = model(batch=batch)
+    policy_logps = batch.sum_by_sequence(stats.logps)  # (2B,)
+    chosen_logps = policy_logps[: len(batch)]
+    chosen_lengths, rejected_lengths = batch.lengths.chunk(2)
+    metrics = {"entropy": stats.entropy, "lengths/chosen": chosen_lengths}
+    if config.objective == "sft":
+        metrics |= {"loss": -stats.logps.detach(), "logps/chosen": chosen_logps.detach()}
+        return -chosen_logps, metrics
+    losses, terms = objective_loss(
+        config.objective,
+        policy_logps,
+        ref_logps,
+        batch.lengths,
+        config.alpha,
+        config.beta,
+        config.label_smoothing,
+    )
+    if config.sft_weight:
+        likelihood = sft_term(chosen_logps, chosen_lengths)
+        losses = losses + config.sft_weight * likelihood
+        terms |= {"loss": losses.detach(), "terms/sft": likelihood.detach()}
+    metrics |= terms | {"lengths/rejected": rejected_lengths}
+    metrics |= answer_mass(policy_logps.detach(), ref_logps)
+    return losses, metrics
+
+
+def answer_mass(policy_logps: Tensor, ref_logps: Tensor) -> dict[str, Tensor]:
+    """pi(y_w|x) + pi(y_l|x) of the closed pairs, under the policy and under the reference.
+
+    A pair is closed where its two completions are nearly all that the reference would answer. Pair
+    accuracy can rise while this mass drains away to answers that no pair holds.
+    """
+    reference_mass = sum(ref_logps.exp().chunk(2))
+    policy_mass = sum(policy_logps.exp().chunk(2))
+    closed = reference_mass > CLOSED
+    return {"mass/policy": policy_mass[closed], "mass/reference": reference_mass[closed]}
+
+
+@torch.no_grad()
+def evaluate(
+    config: TrainConfig,
+    model: Transformer,
+    pairs: list[TokenPair],
+    reference: Tensor | None,
+    step: int,
+    metrics_file: Path,
+) -> None:
+    """The same numbers on held-out pairs, each pair once, under names that begin with eval/."""
+    model.eval()
+    device, means = model.embed_tokens.weight.device, Means()
+    for batch in epoch_batches(pairs, config.micro_batch_tokens):
+        _, metrics = compute_losses(config, model, batch.to(device), reference)
+        means.add(metrics, batch.pair_ids)
+    record = {"step": step, **{f"eval/{name}": v for name, v in means.read().items()}}
+    write_record(metrics_file, record)
+    tqdm.write(evaluation_line(record))
+
+
+def loss_normaliser(config: TrainConfig, pairs: list[TokenPair], indices: list[int]) -> int:
+    """Losses are averaged over the pairs of the global batch; for sft, over its tokens."""
+    if config.objective == "sft":
+        return sum(len(pairs[i].chosen_ids) for i in indices)
+    return len(indices)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Linear warm-up, then the schedule down to zero at total_steps; step counts from 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+    }[config.schedule]
+    return config.learning_rate * factor
+
+
+def check_finite(
+    step: int, record: dict[str, float], grad_norm: float, means: Means, pairs: list[TokenPair]
+) -> None:
+    """Stop before the optimiser takes a step from a loss or a gradient that is not a number."""
+    if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
+        return
+    bad = means.non_finite()
+    blamed = "; ".join(f"pair {i} ({pairs[i].source}): {terms}" for i, terms in bad[:3])
+    raise ValueError(
+        f"step {step}: loss {record['loss']}, gradient norm {grad_norm}; nothing was updated and "
+        f"what was saved is untouched. {blamed or 'Every pair is finite by itself'}. "
+        f"Terms: {record}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# what is shown and saved
+
+
+def save_policy(
+    config: TrainConfig, model: Transformer, tokenizer: Tokenizer, out_dir: Path
+) -> None:
+    """The adapter; or, where there is no base on disk, the whole model for --model to load."""
+    if config.lora_rank and not config.init:
+        save_adapter(model, out_dir, config.model, config.adapter)
+        return
+    merge_lora(model)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    save_model(model, out_dir / "model", tokenizer.files, **ids)
+
+
+def report(
+    config: TrainConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    eval_pairs: list[TokenPair],
+    out_dir: Path,
+) -> None:
+    """Before and after on the held-out pairs, some answers, and what to run next."""
+    records = [r for r in read_records(out_dir / "metrics.jsonl") if "eval/loss" in r]
+    if records:
+        print(f"\n{before_and_after(records[0], records[-1])}")
+
+
+if __name__ == "__main__":
+    run_main(main)
