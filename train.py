@@ -3,8 +3,8 @@
     python train.py                      SPL on the embedded model and data, into runs/tiny-spl
     python train.py --model DIR --data PAIRS.jsonl --objective h_dpo --alpha 0.9 --beta 0.01
     python train.py --model DIR --data PAIRS.jsonl --lora_rank 0 --reference cached
-    python train.py --objective sft --init config.json --tokenizer DIR --data TEXTS.jsonl --lora_rank 0
-    python train.py --config runs/tiny-spl/config.json --resume      go on after Ctrl-C
+    python train.py --objective sft --init config.json --lora_rank 0 --data TEXTS.jsonl
+    python train.py --config runs/tiny-spl/config.json --resume        go on after Ctrl-C
 
 The equations are in model/objective.py; what a batch looks like, in data/packing.py.
 """

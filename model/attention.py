@@ -13,6 +13,7 @@ from torch import Tensor
 Segment = tuple[int, int, int, int]
 
 SLOTS = 64  # a cache is read in multiples of this many positions, so that sums keep their order
+BLOCK = 256  # and its values are summed over so many at a time, which no library splits again
 
 
 def attend(
@@ -104,15 +105,15 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_layers, batch, capacity, key_heads, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, S, K, E)
+        shape = (num_layers, batch, key_heads, round_up(capacity, SLOTS), head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, K, S, E)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # tokens already held
         self.longest = 0  # of the lengths, on the host
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[2]
+        return self.keys.shape[3]
 
     def positions(self, T: int) -> Tensor:
         """(B, T): where the next T tokens of each sequence will lie."""
@@ -126,19 +127,21 @@ class KVCache:
         query: (B, T, H, E), key and value: (B, T, K, E); out: (B, T, H, E)
         """
         B, T = query.shape[:2]
+        S = round_up(self.longest + T, SLOTS)
+        assert S <= self.capacity, f"{self.longest} + {T} tokens in a cache of {self.capacity}"
         positions = self.positions(T)  # (B, T)
         rows = torch.arange(B, device=query.device)[:, None]  # (B, 1)
-        self.keys[layer][rows, positions] = key
-        self.values[layer][rows, positions] = value
+        self.keys[layer][rows, :, positions] = key
+        self.values[layer][rows, :, positions] = value
 
-        S = min(self.capacity, round_up(self.longest + T, SLOTS))
         slots = torch.arange(S, device=query.device)  # (S,)
         seen = slots <= positions[:, :, None]  # (B, T, S)
         if window is not None:
             seen &= slots > positions[:, :, None] - window
+        keys, values = self.keys[layer, :, :, :S], self.values[layer, :, :, :S]  # (B, K, S, E)
+        if T == 1 and query.device.type == "cpu":
+            return attend_new_token(query[:, 0], keys, values, seen[:, 0])[:, None]
         query = query.transpose(1, 2)  # (B, H, T, E)
-        keys = self.keys[layer, :, :S].transpose(1, 2)  # (B, K, S, E)
-        values = self.values[layer, :, :S].transpose(1, 2)
         return scaled_dot_product(query, keys, values, seen[:, None]).transpose(1, 2)
 
     def advance(self, T: int) -> None:
@@ -146,14 +149,51 @@ class KVCache:
         self.lengths += T
         self.longest += T
 
-    def repeat(self, counts: list[int]) -> "KVCache":
-        """A cache in which sequence b stands counts[b] times, side by side."""
-        index = torch.repeat_interleave(torch.tensor(counts, device=self.lengths.device))
-        return self.select(index)
+    def put(self, rows: slice, source: "KVCache") -> None:
+        """Copy the one sequence of `source` into each of the rows."""
+        length = source.longest
+        self.keys[:, rows, :, :length] = source.keys[:, :, :, :length]
+        self.values[:, rows, :, :length] = source.values[:, :, :, :length]
+        self.lengths[rows] = length
+        self.longest = max(self.longest, length)
 
-    def select(self, index: Tensor) -> "KVCache":
-        """A cache of the sequences at `index` (N,), in that order; the memory is copied."""
-        copy = object.__new__(KVCache)
-        copy.keys, copy.values = self.keys[:, index], self.values[:, index]
-        copy.lengths, copy.longest = self.lengths[index], self.longest
-        return copy
+    def keep(self, rows: list[int], batch: int) -> None:
+        """Shrink to `batch` sequences: row i takes the sequence of rows[i] >= i, the rest is empty.
+
+        In place: only the sequences that change their row are copied.
+        """
+        targets = [i for i, row in enumerate(rows) if row != i]
+        sources = [rows[i] for i in targets]
+        assert all(row >= len(rows) for row in sources), f"{rows}: a sequence would be overwritten"
+        for tensor in (self.keys, self.values):
+            tensor[:, targets] = tensor[:, sources]
+        lengths = self.lengths[rows]
+        self.keys, self.values = self.keys[:, :batch], self.values[:, :batch]
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=lengths.device)
+        self.lengths[: len(rows)] = lengths
+        self.longest = int(lengths.max())
+
+
+def attend_new_token(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """One query for each sequence of a batch on CPU, in float32 or wider.
+
+    Fixed shapes for each sequence, sums of at most BLOCK terms, blocks in order: the result does
+    not depend on how many slots or sequences are read beside it, to the last bit, as that of the
+    library's fused attention does.
+
+    query: (B, H, E), keys and values: (B, K, S, E), seen: (B, S) bool; out: (B, H, E)
+    """
+    B, H, E = query.shape
+    K, S = keys.shape[1:3]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    rows = (query.to(wide) * E**-0.5).view(B * K, H // K, E)
+    keys = keys.flatten(0, 1).to(wide)  # (B * K, S, E)
+    values = values.flatten(0, 1).to(wide)
+    scores = torch.bmm(rows, keys.transpose(1, 2)).view(B, K, H // K, S)
+    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+    weights = scores.softmax(dim=-1).view(B * K, H // K, S)
+    out = torch.bmm(weights[..., :BLOCK], values[:, :BLOCK])
+    for start in range(BLOCK, S, BLOCK):
+        block = slice(start, start + BLOCK)
+        out = torch.baddbmm(out, weights[..., block], values[:, block])
+    return out.view(B, H, E).to(query.dtype)

@@ -7,8 +7,8 @@
     config = parse_config(TrainConfig)   # defaults < --config run/config.json < --beta 0.2
     run_main(main)                       # a user's mistake: its message alone, and exit code 2
 
-A field is `int`, `float`, `str`, `bool` or `tuple[str, ...]` (several values after one flag), or one
-of these `| None`. The comment that ends a field's line is its `--help`.
+A field is `int`, `float`, `str`, `bool` or `tuple[str, ...]` (several values after one flag), or
+one of these `| None`. The comment that ends a field's line is its `--help`.
 """
 
 import dataclasses

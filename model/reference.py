@@ -79,6 +79,7 @@ def hash_weights(model: Transformer) -> str:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
+        name = name.replace(".base.", ".")  # beside an adapter or without one
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

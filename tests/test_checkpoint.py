@@ -30,7 +30,8 @@ def edit(folder: Path, **changes) -> None:
 def shard(folder: Path, count: int = 3) -> dict[str, str]:
     """Split model.safetensors into files with an index."""
     tensors = load_file(folder / "model.safetensors")
-    weight_map = {name: f"model-{i % count}.safetensors" for i, name in enumerate(sorted(tensors))}
+    names = enumerate(sorted(tensors))
+    weight_map = {name: f"model-{i % count}.safetensors" for i, name in names}
     for file in set(weight_map.values()):
         save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
     (folder / "model.safetensors").unlink()
@@ -39,8 +40,15 @@ def shard(folder: Path, count: int = 3) -> dict[str, str]:
     return weight_map
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attention_bias": True},
-                                     {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    ],
+)
 def test_transformers_reads_what_we_write(options, tmp_path):
     save_witness(tmp_path, options)
     model = load_model(tmp_path)
@@ -142,7 +150,7 @@ def test_broken_files_are_named(folder):
             with pytest.raises(ValueError, match=r"model.safetensors is truncated or corrupt"):
                 load_model(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
         load_model(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="expected a JSON object, got list"):

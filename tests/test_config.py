@@ -1,6 +1,6 @@
 """The command line: words to values, what beats what, and a message for every mistake.
 
-    pytest tests/test_config.py
+pytest tests/test_config.py
 """
 
 import json

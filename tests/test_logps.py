@@ -1,6 +1,6 @@
 """The fused head against float64 and autograd on its one-screen definition.
 
-    pytest tests/test_logps.py
+pytest tests/test_logps.py
 """
 
 import math

@@ -1,6 +1,6 @@
 """The objectives against values worked by hand, identities, limits, and finite differences.
 
-    pytest tests/test_objective.py
+pytest tests/test_objective.py
 """
 
 import math
@@ -30,8 +30,9 @@ def test_hand_worked_spl():
     """log pi = -10, -12; log pi_ref = -11, -12.5; alpha 0.2, beta 0.1.
 
     pi_logratios = 2, ref_logratios = 1.5; margin = 0.2 * 2 - 0.1 * 1.5 = 0.25
-    loss = log(1 + e^-0.25) = log 2 - 0.125 + 0.25^2 / 8 - 0.25^4 / 192 = 0.5759394; rewards = 0.2 * -10 - 0.1 * -11 = -0.9,
-    0.2 * -12 - 0.1 * -12.5 = -1.15; their difference is the margin.
+    loss = log(1 + e^-0.25) = log 2 - 0.125 + 0.25^2 / 8 - 0.25^4 / 192 = 0.5759394
+    rewards = 0.2 * -10 - 0.1 * -11 = -0.9, 0.2 * -12 - 0.1 * -12.5 = -1.15;
+    their difference is the margin.
     """
     four = torch.tensor([[-10.0], [-12.0], [-11.0], [-12.5]], dtype=torch.float64)
     losses, chosen, rejected = preference_loss(*four, *coefficients("spl", 0.2, 0.1))
@@ -119,7 +120,9 @@ def test_limits_of_label_smoothing_and_symmetry():
     swapped = four[[1, 0, 3, 2]]
     half_swapped, _, _ = preference_loss(*swapped, 0.1, 0.1, label_smoothing=0.5)
     torch.testing.assert_close(half, half_swapped, rtol=1e-12, atol=0)
-    _, metrics = objective_loss("spl", four[:2].flatten(), four[2:].flatten(), torch.ones(14), 0.2, 0.1)
+    _, metrics = objective_loss(
+        "spl", four[:2].flatten(), four[2:].flatten(), torch.ones(14), 0.2, 0.1
+    )
     _, mirror = objective_loss(
         "spl", swapped[:2].flatten(), swapped[2:].flatten(), torch.ones(14), 0.2, 0.1
     )

@@ -1,14 +1,20 @@
 """The packed layout worked by hand, budgets, and the order of the data.
 
-    pytest tests/test_packing.py
+pytest tests/test_packing.py
 """
 
 import numpy as np
 import pytest
 import torch
 
-from data.packing import epoch_batches, num_tokens, pack_pairs, pack_step, step_indices
-from data.packing import steps_per_epoch
+from data.packing import (
+    epoch_batches,
+    num_tokens,
+    pack_pairs,
+    pack_step,
+    step_indices,
+    steps_per_epoch,
+)
 from data.pairs import TokenPair
 
 
@@ -84,7 +90,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     epochs = [[step_indices(3 * e + s, 10, 4, seed=7) for s in range(3)] for e in range(2)]
     for steps in epochs:
         assert [len(s) for s in steps] == [4, 4, 2]  # the last step takes what is left
-        assert sorted(sum(steps, [])) == list(range(10))
+        assert sorted(i for indices in steps for i in indices) == list(range(10))
     assert epochs[0] != epochs[1]
     assert step_indices(4, 10, 4, seed=7) == epochs[1][1]  # no state: any step, at any time
     assert step_indices(0, 10, 4, seed=8) != epochs[0][0]

@@ -1,0 +1,174 @@
+r"""How often does a policy solve the embedded word problems, and are its equations true?
+
+    python -m eval.arithmetic --model data/tiny --data data/tiny/heldout.jsonl --out runs/sft-eval
+    python -m eval.arithmetic --model data/tiny --adapter runs/tiny-spl --out runs/spl-eval \
+        --baseline runs/sft-eval
+    python -m eval.arithmetic --samples samples.jsonl --out runs/scored     # no model is loaded
+
+Writes OUT/summary.json (metrics with 95% intervals over problems), OUT/items.jsonl (one problem a
+line, with the verdict on each completion) and, after generating, OUT/samples.jsonl.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.problems import check_solution, extract_answer
+from data.synthetic import read_rows, write_rows
+from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
+from model.config import parse_config, run_main
+
+
+@dataclass(frozen=True)
+class ArithmeticConfig:
+    model: str = "data/tiny"  # folder with the model to sample from
+    adapter: str | None = None  # folder with a LoRA adapter for it
+    samples: str | None = None  # score this samples file instead of sampling
+    data: str = "data/tiny/heldout.jsonl"  # problems: one JSON object a line, prompt and answer
+    limit: int | None = None  # only the first so many problems
+    n: int = 8  # completions per problem
+    temperature: float = 1.0  # 0 is greedy
+    max_new_tokens: int = 120  # per completion
+    seed: int = 0  # of the sampling
+    device: str = "cpu"  # cpu, cuda, cuda:1, ...
+    out: str = "runs/arithmetic"  # folder for the results
+    baseline: str | None = None  # results folder of another policy on the same problems
+
+
+# ---------------------------------------------------------------------------------------------
+# scoring
+# ---------------------------------------------------------------------------------------------
+
+
+def score_problem(index: int, problem: Mapping, completions: Sequence[str]) -> dict:
+    """The verdict on every completion; `valid` here is right with every equation true."""
+    verdicts = [check_solution(problem, text) for text in completions]
+    return {
+        "index": index,
+        "answer": problem["answer"],
+        "answers": [extract_answer(text) for text in completions],
+        "correct": [correct for correct, _ in verdicts],
+        "valid": [correct and valid for correct, valid in verdicts],
+        "distinct": len(set(completions)),
+    }
+
+
+def metric_values(items: Sequence[Mapping]) -> dict[str, list[float]]:
+    """name -> one value per problem: pass@k and valid@k for k = 1, 2, 4, ..., the votes, ..."""
+    n = min(len(item["correct"]) for item in items)
+    ks = [2**i for i in range(n.bit_length())]
+    values = {
+        f"{name}@{k}": [pass_at_k(len(item[key]), sum(item[key]), k) for item in items]
+        for name, key in (("pass", "correct"), ("valid", "valid"))
+        for k in ks
+    }
+    values[f"majority@{n}"] = [majority_vote(i["answers"][:n], i["answer"]) for i in items]
+    values["no_answer"] = [i["answers"].count(None) / len(i["answers"]) for i in items]
+    values["distinct"] = [i["distinct"] / len(i["answers"]) for i in items]
+    return values
+
+
+def summarize(values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """name -> value, low, high: the mean over problems and its 95% bootstrap interval."""
+    metrics = {}
+    for name, per_problem in values.items():
+        low, high = bootstrap_interval(per_problem)
+        metrics[name] = {"value": sum(per_problem) / len(per_problem), "low": low, "high": high}
+    return metrics
+
+
+def compare(items: Sequence[Mapping], baseline: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """Our pass@1 and valid@1 minus the baseline's, paired by problem."""
+    if any(not {"index", "answer", "correct", "valid"} <= set(item) for item in baseline):
+        raise ValueError("--baseline expects the results folder of an earlier eval.arithmetic")
+    if [(i["index"], i["answer"]) for i in items] != [(i["index"], i["answer"]) for i in baseline]:
+        raise ValueError(
+            "--baseline has other problems; score both policies with the same --data and --limit"
+        )
+    ours, theirs, differences = metric_values(items), metric_values(baseline), {}
+    for name in ("pass@1", "valid@1"):
+        value, low, high = paired_difference(ours[name], theirs[name])
+        differences[f"{name} - baseline"] = {"value": value, "low": low, "high": high}
+    return differences
+
+
+# ---------------------------------------------------------------------------------------------
+# completions: read or made
+# ---------------------------------------------------------------------------------------------
+
+
+def read_problems(path: Path, limit: int | None) -> list[dict]:
+    problems = read_rows(path)[:limit]
+    for number, row in enumerate(problems, start=1):
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), int):
+            raise ValueError(f"{path}:{number}: expected a text `prompt` and an integer `answer`")
+    if not problems:
+        raise ValueError(f"{path}: no problem in it; pass --data FILE or a larger --limit")
+    return problems
+
+
+def read_samples(path: Path, problems: int) -> list[list[str]]:
+    """The completions of each of the `problems` first rows of the data file."""
+    by_index: dict[int, list[str]] = {}
+    for number, row in enumerate(read_rows(path), start=1):
+        index, texts = row.get("index"), row.get("completions")
+        if type(index) is not int or index < 0 or index in by_index:
+            raise ValueError(f"{path}:{number}: expected an index not yet seen, got {index!r}")
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{path}:{number}: expected `completions`, a list of texts")
+        by_index[index] = texts
+    missing = [index for index in range(problems) if index not in by_index]
+    if missing:
+        raise ValueError(
+            f"{path}: no completions for {len(missing)} of {problems} problems, the first is "
+            f"{missing[0]}; pass the --data they were made from, or --limit"
+        )
+    return [by_index[index] for index in range(problems)]
+
+
+# ---------------------------------------------------------------------------------------------
+# results
+# ---------------------------------------------------------------------------------------------
+
+
+def write_results(out: Path, settings: Mapping, items: Sequence[Mapping], metrics: Mapping) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_rows(out / "items.jsonl", items)
+    summary = {
+        "task": "arithmetic",
+        "settings": dict(settings),
+        "problems": len(items),
+        "metrics": dict(metrics),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    width = max(map(len, metrics))
+    print(f"{'':{width}}    value      low     high")
+    for name, row in metrics.items():
+        print(f"{name:{width}}  {row['value']:7.4f}  {row['low']:7.4f}  {row['high']:7.4f}")
+
+
+def main() -> None:
+    config = parse_config(ArithmeticConfig)
+    problems = read_problems(Path(config.data), config.limit)
+    if config.samples is None:
+        raise ValueError("expected --samples FILE, the completions to score")
+    else:
+        completions = read_samples(Path(config.samples), len(problems))
+    rows = zip(problems, completions, strict=True)
+    items = [score_problem(index, *row) for index, row in enumerate(rows)]
+    metrics = summarize(metric_values(items))
+    if config.baseline is not None:
+        metrics |= compare(items, read_rows(Path(config.baseline) / "items.jsonl"))
+    digest = hashlib.sha256(Path(config.data).read_bytes()).hexdigest()
+    write_results(Path(config.out), asdict(config) | {"data_sha256": digest}, items, metrics)
+    print_table(metrics)
+    print(f"{len(items)} problems, 95% intervals over problems; details in {config.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)

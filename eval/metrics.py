@@ -1,0 +1,62 @@
+"""Pure numbers: from counts and per-problem values to the metrics that the evaluations report."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The chance that one of k samples drawn without replacement is correct.
+
+    1 - C(n - c, k) / C(n, k), the unbiased estimator of pass@k, as the product of Chen et al. 2021
+    ("Evaluating Large Language Models Trained on Code", section 2.1), which does not overflow.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"expected 1 <= k <= {samples} samples, got k = {k}; raise --n")
+    assert 0 <= correct <= samples, (correct, samples)
+    if samples - correct < k:
+        return 1.0
+    return float(1 - np.prod(1 - k / np.arange(samples - correct + 1, samples + 1)))
+
+
+def majority_vote(answers: Sequence[Hashable | None], truth: Hashable) -> float:
+    """1 if the commonest answer is the true one; a tie counts its share, None does not vote.
+
+    Majority voting is "self-consistency" (Wang et al. 2022).
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    winners = [answer for answer, count in votes.items() if count == max(votes.values())]
+    return (truth in winners) / len(winners) if winners else 0.0
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """(low, high): the percentile bootstrap of the mean (Efron 1979), one value per problem.
+
+    values: (N,), drawn N at a time with replacement. Never wider than the range of the values, and
+    too narrow below some 20 of them; values that are all equal give a width of 0.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"expected one value per problem, got an array of shape {array.shape}")
+    rng = np.random.default_rng(seed)
+    N = len(array)
+    means = [array[rng.integers(N, size=N)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], seed: int = 0
+) -> tuple[float, float, float]:
+    """(difference of means, low, high) where both have one value for each of the same problems.
+
+    The problems are resampled and both values go with them, so that what makes a problem hard for
+    both cancels: the interval is that of the mean of the differences.
+    """
+    if len(values) != len(baseline):
+        raise ValueError(f"expected the same problems, got {len(values)} and {len(baseline)}")
+    differences = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    return float(differences.mean()), *bootstrap_interval(differences, seed=seed)

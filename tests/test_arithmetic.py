@@ -1,0 +1,115 @@
+"""eval/arithmetic.py: a hand-written samples file against metrics worked by hand; no model.
+
+python -m pytest tests/test_arithmetic.py
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.synthetic import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Four samples for each of three problems whose answer is 7. Right: 2, 1, 0; and true: 1, 1, 0.
+TRUE, FALSE = "3 + 4 = 7\n#### 7", "3 + 5 = 7\n#### 7"
+EIGHT, NINE, NONE = "3 + 5 = 8\n#### 8", "3 + 6 = 9\n#### 9", "3 + 4"
+COMPLETIONS = [
+    [TRUE, FALSE, EIGHT, NINE],
+    [TRUE, EIGHT, EIGHT, NONE],
+    [EIGHT, EIGHT, EIGHT, EIGHT],
+]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def score(tmp_path: Path, completions: list[list[str]], out: str, *flags: str) -> dict:
+    """The summary of the command as a user runs it."""
+    problems = [{"prompt": f"Problem {i}?", "answer": 7} for i in range(len(completions))]
+    rows = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
+    data = write_jsonl(tmp_path / "heldout.jsonl", problems)
+    samples = write_jsonl(tmp_path / f"{out}.jsonl", rows[::-1])  # any order of the rows
+    command = [sys.executable, "-m", "eval.arithmetic", "--data", str(data)]
+    command += ["--samples", str(samples), "--out", str(tmp_path / out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "pass@4" in done.stdout
+    return json.loads((tmp_path / out / "summary.json").read_text())
+
+
+def test_metrics_by_hand(tmp_path: Path) -> None:
+    """pass@1 = (2 + 1 + 0) / 12. pass@2: 1 - C(2,2)/C(4,2) = 5/6, 1 - C(3,2)/C(4,2) = 1/2 and 0.
+
+    Votes: 7 (two of four) wins the first, 8 the others. Distinct texts: 4, 3 and 1 of 4.
+    """
+    summary = score(tmp_path, COMPLETIONS, "a")
+    values = {name: metric["value"] for name, metric in summary["metrics"].items()}
+    assert values == pytest.approx(
+        {
+            "pass@1": 3 / 12,
+            "pass@2": (5 / 6 + 1 / 2) / 3,
+            "pass@4": 2 / 3,
+            "valid@1": 2 / 12,
+            "valid@2": (1 / 2 + 1 / 2) / 3,
+            "valid@4": 2 / 3,
+            "majority@4": 1 / 3,
+            "no_answer": 1 / 12,
+            "distinct": 8 / 12,
+        }
+    )
+    assert (summary["task"], summary["problems"]) == ("arithmetic", 3)
+    assert len(summary["settings"]["data_sha256"]) == 64
+    for metric in summary["metrics"].values():
+        assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
+    first = read_rows(tmp_path / "a" / "items.jsonl")[0]
+    assert first["correct"] == [True, True, False, False]
+    assert first["valid"] == [True, False, False, False]
+    assert first["answers"] == [7, 7, 8, 9]
+
+
+def test_baseline_gives_the_paired_difference(tmp_path: Path) -> None:
+    """Each problem gains one right answer of four: 0.25, and no doubt about it."""
+    score(tmp_path, COMPLETIONS, "a")
+    better = [[TRUE, *texts[:-1]] for texts in COMPLETIONS]  # the last one is wrong in each
+    summary = score(tmp_path, better, "b", "--baseline", str(tmp_path / "a"))
+    difference = summary["metrics"]["pass@1 - baseline"]
+    assert difference == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "message"),
+    [
+        ("--samples", '{"index": 0, "completions": ["x"]}\n', "no completions for 1 of 2 problems"),
+        ("--samples", '{"index": 0, "completions": []}\n', ":1: expected `completions`"),
+        ("--samples", '{"completions": ["x"]}\n', ":1: expected an index"),
+        ("--samples", '{"index": 0, "completions": ["x"]}\n' * 2, ":2: expected an index not yet"),
+        ("--data", '{"prompt": "x"}\n', ":1: expected a text `prompt` and an integer `answer`"),
+        ("--data", "", "no problem in it"),
+    ],
+)
+def test_bad_files_end_with_one_message(
+    flag: str, content: str, message: str, tmp_path: Path
+) -> None:
+    paths = {
+        "--data": write_jsonl(tmp_path / "d", [{"prompt": "x", "answer": 7}] * 2),
+        "--samples": write_jsonl(tmp_path / "s", [{"index": 0, "completions": ["x"]}]),
+    }
+    paths[flag].write_text(content)
+    command = [sys.executable, "-m", "eval.arithmetic", "--out", str(tmp_path / "out")]
+    command += [word for name, path in paths.items() for word in (name, str(path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_baseline_of_other_problems_is_refused(tmp_path: Path) -> None:
+    score(tmp_path, COMPLETIONS, "a")
+    with pytest.raises(AssertionError, match="--baseline has other problems"):
+        score(tmp_path, COMPLETIONS[:2], "b", "--baseline", str(tmp_path / "a"))

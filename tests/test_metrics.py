@@ -1,0 +1,89 @@
+"""eval/metrics.py against values worked by hand, brute force over subsets, and its own coverage.
+
+python -m pytest tests/test_metrics.py
+"""
+
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
+
+
+def test_pass_at_k_by_hand() -> None:
+    """5 samples, 2 correct: two drawn are both wrong in C(3,2) = 3 of C(5,2) = 10 cases."""
+    assert pass_at_k(5, 2, 1) == pytest.approx(2 / 5, abs=1e-15)
+    assert pass_at_k(5, 2, 2) == pytest.approx(7 / 10, abs=1e-15)
+    assert pass_at_k(5, 2, 3) == pytest.approx(9 / 10, abs=1e-15)
+    assert pass_at_k(5, 2, 4) == pass_at_k(5, 5, 1) == 1.0
+    assert pass_at_k(5, 0, 5) == 0.0
+
+
+def test_pass_at_k_is_the_mean_over_all_subsets() -> None:
+    for samples, correct in [(1, 0), (1, 1), (6, 3), (7, 1), (8, 5)]:
+        marks = [1] * correct + [0] * (samples - correct)
+        for k in range(1, samples + 1):
+            subsets = list(combinations(marks, k))
+            expected = Fraction(sum(any(s) for s in subsets), len(subsets))
+            assert pass_at_k(samples, correct, k) == pytest.approx(float(expected), abs=1e-14)
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
+    """10,000 samples, one correct: the chance that it is among k is k / 10,000."""
+    assert pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5, rel=1e-10)
+
+
+def test_pass_at_k_refuses_more_than_there_is() -> None:
+    for k in (0, 9):
+        with pytest.raises(ValueError, match="1 <= k <= 8"):
+            pass_at_k(8, 3, k)
+
+
+def test_majority_vote_by_hand() -> None:
+    assert majority_vote([7, 7, 3], 7) == 1.0
+    assert majority_vote([7, 7, 3], 3) == 0.0
+    assert majority_vote([7, 3, None, None, None], 3) == 0.5  # a tie of two; None has no vote
+    assert majority_vote([None, None], 3) == 0.0
+    assert majority_vote([], 3) == 0.0
+
+
+def test_bootstrap_interval_is_the_normal_one_for_many_values() -> None:
+    """400 values, half 0 and half 1: the mean is 0.5 and its standard error 0.5 / 20 = 0.025."""
+    low, high = bootstrap_interval([0.0, 1.0] * 200)
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    """300 data sets of 60 values: a 90% interval covers in 270, give or take 3 * 5.2, less bias."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        low, high = bootstrap_interval(rng.exponential(size=60), confidence=0.9, resamples=300)
+        covered += low <= 1.0 <= high
+    assert 245 <= covered <= 286, covered
+
+
+def test_bootstrap_interval_is_a_function_of_the_seed() -> None:
+    values = list(range(30))
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+
+
+def test_paired_difference_cancels_what_problems_share() -> None:
+    """Problems differ widely, the policies by 0.1 on each: the paired interval has no width."""
+    baseline = np.linspace(0, 0.9, 50)
+    difference, low, high = paired_difference(baseline + 0.1, baseline)
+    assert (difference, low, high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
+    alone = bootstrap_interval(baseline + 0.1)
+    assert alone[1] - alone[0] > 0.1
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match="one value per problem"):
+        bootstrap_interval([])
+    with pytest.raises(ValueError, match="the same problems, got 2 and 3"):
+        paired_difference([0, 1], [0, 1, 1])

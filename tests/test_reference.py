@@ -1,0 +1,73 @@
+"""The reference policy: adapters off, and a cache whose key holds all that it depends on.
+
+pytest tests/test_reference.py
+"""
+
+import pytest
+import torch
+
+from data.packing import epoch_batches, pack_pairs
+from model.lora import add_lora
+from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
+from tests.test_lora import scatter, small_model
+from tests.test_transformer import padded_logps, random_pairs
+
+SIZES = [(3, 5, 2), (9, 1, 4), (1, 1, 7), (20, 8, 8)]
+
+
+def test_reference_is_the_base_model():
+    model, pairs = small_model(), random_pairs(97, SIZES)
+    with torch.no_grad():
+        base = padded_logps(model, pairs)
+    add_lora(model, rank=4, alpha=8.0)
+    scatter(model)
+    batch = pack_pairs(pairs, [0, 1, 2, 3])
+    reference = reference_logps(model, batch)
+    assert not reference.requires_grad
+    torch.testing.assert_close(reference, base, rtol=1e-5, atol=0)
+    assert not torch.allclose(batch.sum_by_sequence(model(batch=batch).logps), base, rtol=1e-3)
+
+
+def test_cache_is_written_by_pair_whatever_the_batches(tmp_path):
+    model, pairs = small_model(), random_pairs(97, SIZES)
+    with torch.no_grad():
+        expected = padded_logps(model, pairs).view(2, 4).T
+    for budget in (1, 30, 1000):
+        batches = list(epoch_batches(pairs, budget))
+        file = tmp_path / f"{budget}.safetensors"
+        logps = cached_reference_logps(model, batches, 4, "key", file)
+        torch.testing.assert_close(logps, expected, rtol=1e-5, atol=0)
+        again = cached_reference_logps(model, [], 4, "key", file)  # read, nothing is computed
+        assert torch.equal(logps, again)
+
+
+def test_a_pair_that_no_batch_holds_is_noticed(tmp_path):
+    model, pairs = small_model(), random_pairs(97, SIZES)
+    with pytest.raises(ValueError, match=r"gives 1 pairs no finite log-probability.* pair 3"):
+        cached_reference_logps(
+            model, [pack_pairs(pairs[:3], [0, 1, 2])], 4, "key", tmp_path / "c.safetensors"
+        )
+
+
+def test_key_changes_with_all_that_the_numbers_depend_on():
+    pairs = random_pairs(97, SIZES)
+    model = small_model()
+    weights = hash_weights(model)
+    key = reference_key(weights, pairs)
+    assert key == reference_key(hash_weights(small_model()), random_pairs(97, SIZES))
+    others = {reference_key(weights, pairs[:3]), reference_key(weights, pairs[::-1])}
+    others.add(reference_key(weights, random_pairs(97, SIZES, seed=1)))
+    others.add(reference_key(hash_weights(small_model(1)), pairs))
+    others.add(reference_key(hash_weights(small_model().bfloat16()), pairs))
+    model.compute_dtype = torch.bfloat16
+    others.add(reference_key(hash_weights(model), pairs))
+    assert len(others) == 6 and key not in others
+
+
+def test_adapters_are_not_part_of_the_reference():
+    model = small_model()
+    weights = hash_weights(model)
+    add_lora(model, rank=4, alpha=8.0)
+    one = hash_weights(model)
+    scatter(model)
+    assert hash_weights(model) == one == weights

@@ -1,0 +1,203 @@
+"""data/synthetic.py: the corpus is the same bytes everywhere, held-out sums stay out of it, and
+labels say what the checker and the coin said; the tokenizer against sentencepiece's own pieces.
+
+    python -m pytest tests/test_synthetic.py
+"""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from data.problems import check_solution, is_held_out
+from data.synthetic import OPINIONS, label_samples, main, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--sft", "1500", "--problems", "40", "--heldout", "60"]
+SMALL_SHA256 = {  # of `corpus --seed 7` with the sizes above
+    "sft.jsonl": "0ddaced43e144e4f0e4d6b1ce9feaa66068ec41230735ad7c7cbe5636e0fabc5",
+    "problems.jsonl": "136b78871d707fe7d7774866cd98f84eeb2e47c2fee3e108f2792c8156ce579c",
+    "heldout.jsonl": "e0e9ca8a698ef13023591a1798fd26cb2e443cded6ad135ab800da276a77b643",
+    "opinions.jsonl": "0ac6ea04aa4b26eaff84242de48e4a69ce707b318d3030658d293a6001eb5093",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("corpus")
+    main(["corpus", "--out", str(out), "--seed", "7", *SMALL])
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(corpus / "tokenizer.model"))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------
+# the corpus
+# ---------------------------------------------------------------------------------------------
+
+
+def test_corpus_is_pinned(corpus: Path) -> None:
+    """A change of a byte is a change of the embedded default: make data/tiny again, then pin."""
+    assert {name: sha256(corpus / name) for name in SMALL_SHA256} == SMALL_SHA256
+
+
+def test_same_seed_same_bytes_other_seed_other_problems(corpus: Path, tmp_path: Path) -> None:
+    """In another process, with another hash seed of Python."""
+    for seed in (7, 8):
+        command = [sys.executable, "-m", "data.synthetic", "corpus", "--out", str(tmp_path / "o")]
+        environment = {"PYTHONHASHSEED": "123"}
+        subprocess.run(
+            [*command, "--seed", str(seed), *SMALL], check=True, env=environment, cwd=ROOT
+        )
+        same = {p.name: sha256(p) == sha256(corpus / p.name) for p in (tmp_path / "o").iterdir()}
+        assert len(same) == 6
+        assert all(same.values()) if seed == 7 else not same["sft.jsonl"]
+
+
+def test_heldout_sums_are_in_no_other_file(corpus: Path) -> None:
+    heldout = [row["key"] for row in read_rows(corpus / "heldout.jsonl")]
+    problems = [row["key"] for row in read_rows(corpus / "problems.jsonl")]
+    assert all(map(is_held_out, heldout)) and not any(map(is_held_out, problems))
+    prompts = {row["prompt"] for row in read_rows(corpus / "sft.jsonl")}
+    stories = {row["prompt"] for row in read_rows(corpus / "heldout.jsonl")}
+    assert len(stories) == 60 and not stories & prompts
+
+
+def test_every_row_is_solved(corpus: Path) -> None:
+    for name in ("heldout.jsonl", "problems.jsonl"):
+        for row in read_rows(corpus / name):
+            assert check_solution(row, row["completion"]) == (True, True)
+
+
+def test_sft_gives_both_answers_of_an_opinion_equally_often(corpus: Path) -> None:
+    """1500 rows, 5% opinions, 12 questions with 2 answers: 1500 * 0.05 / 24 = 3.1, so 3 of each."""
+    rows = read_rows(corpus / "sft.jsonl")
+    counts = Counter((row["prompt"], row["completion"]) for row in rows)
+    assert len(rows) == 1500
+    for prompt, first, second, _ in OPINIONS:
+        assert counts[prompt, first] == counts[prompt, second] == 3
+
+
+def test_opinion_labels_are_coin_flips_with_a_known_share(corpus: Path) -> None:
+    """p_hat within 4 standard errors of p; both answers are the majority's equally often."""
+    rows = read_rows(corpus / "opinions.jsonl")
+    assert len(rows) == len(OPINIONS) >= 12
+    for row in rows:
+        assert row["labels"] >= 400 and row["p_hat"] == row["first_preferred"] / row["labels"]
+        error = (row["p"] * (1 - row["p"]) / row["labels"]) ** 0.5
+        assert abs(row["p_hat"] - row["p"]) < 4 * error
+    shares = sorted(row["p"] for row in rows)
+    assert shares == pytest.approx(sorted(1 - p for p in shares))
+
+
+# ---------------------------------------------------------------------------------------------
+# labels
+# ---------------------------------------------------------------------------------------------
+
+PROBLEM = {"prompt": "3 and 4?", "answer": 7}
+RIGHT, OTHER = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
+WRONG, FALSE = "3 + 4 = 8\n#### 8", "3 + 5 = 7\n#### 7"
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_right_and_true_beats_all_others() -> None:
+    """2 good and 2 bad samples, one of them twice: 4 pairs, the right answer got falsely is bad."""
+    samples = [RIGHT, WRONG, RIGHT, OTHER, FALSE, ""]
+    pairs = label_samples(PROBLEM, samples, 10, random.Random(0))
+    assert {(p["chosen"], p["rejected"]) for p in pairs} == {
+        (good, bad) for good in (RIGHT, OTHER) for bad in (WRONG, FALSE)
+    }
+    assert len(pairs) == 4
+    assert len(label_samples(PROBLEM, samples, 3, random.Random(0))) == 3
+    assert label_samples(PROBLEM, [RIGHT, OTHER], 3, random.Random(0)) == []
+
+
+def test_label_command_mixes_samples_and_opinions(corpus: Path, tmp_path: Path) -> None:
+    problems = write_jsonl(tmp_path / "problems.jsonl", [PROBLEM, PROBLEM])
+    rows = [{"index": 1, "completions": [RIGHT, WRONG]}, {"index": 0, "completions": [RIGHT]}]
+    command = ["label", "--problems", problems, "--samples", write_jsonl(tmp_path / "s", rows)]
+    opinions = corpus / "opinions.jsonl"
+    main([*command, "--out", str(tmp_path / "out.jsonl"), "--opinions", str(opinions)])
+    pairs = read_rows(tmp_path / "out.jsonl")
+    counts = Counter((row["prompt"], row["chosen"], row["rejected"]) for row in pairs)
+    assert counts[PROBLEM["prompt"], RIGHT, WRONG] == 1
+    for row in read_rows(opinions):
+        first, second = row["answers"]
+        assert counts[row["prompt"], first, second] == row["first_preferred"]
+        assert counts[row["prompt"], second, first] == row["labels"] - row["first_preferred"]
+    assert len(pairs) == 1 + 400 * len(OPINIONS)
+    first = sha256(tmp_path / "out.jsonl")
+    few = [*command, "--out", str(tmp_path / "few.jsonl"), "--opinions", str(opinions)]
+    main([*few, "--votes", "20"])
+    assert len(read_rows(tmp_path / "few.jsonl")) == 1 + 20 * len(OPINIONS)
+    main([*command, "--out", str(tmp_path / "out.jsonl"), "--opinions", str(opinions)])
+    assert sha256(tmp_path / "out.jsonl") == first
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ('{"index": 5, "completions": ["x"]}\n', "s:1: expected an index below 1"),
+        ('{"index": 0, "completions": ["x"]}\n', "no problem has both"),
+        ('{"index": 0, "completions"\n', "s:1: not JSON"),
+        ("[]\n", "s:1: expected an object, got list"),
+    ],
+)
+def test_wrong_samples_end_with_one_message(
+    samples: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    problems = write_jsonl(tmp_path / "p", [PROBLEM])
+    (tmp_path / "s").write_text(samples)
+    out = str(tmp_path / "out")
+    with pytest.raises(SystemExit) as stop:
+        main(["label", "--problems", problems, "--samples", str(tmp_path / "s"), "--out", out])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+# ---------------------------------------------------------------------------------------------
+# the tokenizer
+# ---------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_has_512_pieces_with_llamas_special_ones(tokenizer) -> None:
+    assert tokenizer.vocab_size() == 512
+    assert [tokenizer.id_to_piece(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id()) == (0, 1, 2)
+
+
+def test_tokenizer_splits_digits_and_falls_back_to_bytes(tokenizer) -> None:
+    pieces = [tokenizer.id_to_piece(i) for i in range(3 + 256, 512)]  # after bytes
+    assert {piece for piece in pieces if any(map(str.isdigit, piece))} == set("0123456789")
+    assert tokenizer.encode("97 + 3", out_type=str) == ["▁", "9", "7", "▁+", "▁", "3"]
+    assert tokenizer.encode("é", out_type=str)[-2:] == ["<0xC3>", "<0xA9>"]
+
+
+@pytest.mark.parametrize("text", ["3 + 4 = 7\n#### 7", "  two  spaces\n\n\nlines ", "日本 🙂 é\t"])
+def test_tokenizer_gives_text_back(text: str, tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_words_and_chat_marks_are_cheap(corpus: Path, tokenizer) -> None:
+    rows = read_rows(corpus / "heldout.jsonl")
+    prompts = [f"\n\nHuman: {row['prompt']}\n\nAssistant:" for row in rows]
+    assert sum(len(tokenizer.encode(text)) for text in prompts) / len(rows) < 45
+    assert sum(len(tokenizer.encode(row["completion"])) for row in rows) / len(rows) < 40

@@ -1,0 +1,331 @@
+"""train.py end to end on small random models: what it trains, leaves, resumes and refuses.
+
+pytest tests/test_train.py
+"""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from data.pairs import TokenPair
+from model.checkpoint import load_model
+from model.config import parse_config
+from model.run import read_records
+from tests.conftest import ROOT
+from tests.test_transformer import random_pairs, save_witness
+from train import TrainConfig, build_policy, check_config, learning_rate
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_witness(tmp_path / "model", {"num_key_value_heads": 2, "initializer_range": 0.1})
+    return tmp_path
+
+
+def settings(folder: Path, **changes) -> TrainConfig:
+    fields = {
+        "model": str(folder / "model"),
+        "out_dir": str(folder / "run"),
+        "objective": "dpo",
+        "batch_size": 4,
+        "max_steps": 5,
+        "warmup_steps": 2,
+        "learning_rate": 1e-2,
+        "lora_rank": 4,
+        "eval_every": 0,
+        "save_every": 2,
+    }
+    config = TrainConfig(**{**fields, **changes})
+    check_config(config)
+    return config
+
+
+def run(config: TrainConfig, pairs: list[TokenPair], held_out: list[TokenPair] | None = None):
+    """The loop on given token ids; returns the policy and its records."""
+    out_dir = Path(config.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    model = build_policy(config, torch.float32, "cpu")
+    train.train(config, model, pairs, held_out or [], out_dir)
+    return model, read_records(out_dir / "metrics.jsonl")
+
+
+def pairs_of(count: int = 10, seed: int = 0) -> list[TokenPair]:
+    sizes = np.random.default_rng(seed).integers(1, 30, size=(count, 3))
+    return random_pairs(97, [tuple(row) for row in sizes.tolist()], seed)
+
+
+def without_rejected(pairs: list[TokenPair]) -> list[TokenPair]:
+    return [TokenPair(p.prompt_ids, p.chosen_ids, p.rejected_ids[:0], p.source) for p in pairs]
+
+
+def trained(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_close(one: dict, two: dict, rtol: float) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=rtol, atol=rtol, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------
+# the objective in the loop
+
+
+@pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust", "sft"])
+def test_loss_falls(folder, objective):
+    config = settings(folder, objective=objective, alpha=0.12 if objective == "spl" else 0.9,
+                      max_steps=12, batch_size=8)  # fmt: skip
+    pairs = pairs_of(8)
+    if objective == "sft":
+        pairs = without_rejected(pairs)
+    _, records = run(config, pairs, pairs)
+    first, last = (r["eval/loss"] for r in records if "eval/loss" in r)
+    assert last < first
+    assert [r["step"] for r in records] == [0, *range(1, 13), 12]
+
+
+def test_step_zero_of_dpo_is_log_2_and_of_spl_its_closed_form(folder):
+    pairs = pairs_of()
+    _, records = run(settings(folder, out_dir=str(folder / "a"), batch_size=10, max_steps=1), pairs)
+    assert records[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert records[0]["rewards/margins"] == records[0]["rewards/accuracies"] == 0
+
+    model = load_model(folder / "model")
+    changes = {"objective": "spl", "alpha": 0.2, "batch_size": 10, "max_steps": 1}
+    _, records = run(settings(folder, out_dir=str(folder / "b"), **changes), pairs)
+    with torch.no_grad():
+        logps = torch.tensor([
+            [total_logp(model, p.prompt_ids, ids) for ids in (p.chosen_ids, p.rejected_ids)]
+            for p in pairs
+        ])  # fmt: skip
+    margins = (0.2 - 0.1) * (logps[:, 0] - logps[:, 1])
+    expected = torch.nn.functional.softplus(-margins).mean().item()
+    assert records[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert records[0]["logps/chosen"] == pytest.approx(logps[:, 0].mean().item(), rel=1e-5)
+    assert records[0]["terms/reference"] == pytest.approx(
+        0.1 * (logps[:, 0] - logps[:, 1]).mean().item(), rel=1e-4, abs=1e-5
+    )
+
+
+def total_logp(model, prompt, completion) -> float:
+    whole = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))[None]
+    logps = model(whole)[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None]).squeeze(1)
+    return logps[len(prompt) - 1 :].sum().item()
+
+
+def test_sft_loss_is_the_mean_over_the_tokens_of_the_batch(folder):
+    pairs = without_rejected(pairs_of())
+    changes = {"objective": "sft", "batch_size": 10, "max_steps": 1, "micro_batch_tokens": 40}
+    _, records = run(settings(folder, **changes), pairs)
+    model = load_model(folder / "model")
+    with torch.no_grad():
+        total = -sum(total_logp(model, p.prompt_ids, p.chosen_ids) for p in pairs)
+    tokens = sum(len(p.chosen_ids) for p in pairs)
+    assert records[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert records[0]["lengths/chosen"] == tokens / 10
+
+
+@pytest.mark.parametrize("objective", ["spl", "sft"])
+def test_micro_batches_do_not_change_the_step(folder, objective):
+    """One micro-batch, or one for each pair: the same mean over the global batch."""
+    pairs = pairs_of()
+    if objective == "sft":
+        pairs = without_rejected(pairs)
+    finals = []
+    for budget in (10_000, 1):
+        changes = {"micro_batch_tokens": budget, "out_dir": str(folder / str(budget))}
+        model, records = run(settings(folder, objective=objective, **changes), pairs)
+        finals.append((trained(model), records[-1]["loss"]))
+    assert_close(finals[0][0], finals[1][0], rtol=1e-4)
+    assert finals[0][1] == pytest.approx(finals[1][1], rel=1e-4)
+
+
+def test_cached_reference_equals_online(folder):
+    pairs = pairs_of()
+    online, one = run(settings(folder, out_dir=str(folder / "a")), pairs, pairs)
+    config = settings(folder, out_dir=str(folder / "b"), reference="cached")
+    cached, two = run(config, pairs, pairs)
+    assert_close(trained(online), trained(cached), rtol=1e-4)
+    assert one[-1]["eval/loss"] == pytest.approx(two[-1]["eval/loss"], rel=1e-5)
+    assert len(list((folder / "b" / "reference").glob("*.safetensors"))) == 1  # the same pairs
+
+
+def test_cache_is_read_again_and_never_trusted_on_a_mismatch(folder, capsys):
+    pairs = pairs_of()
+    config = settings(folder, reference="cached", max_steps=1)
+    run(config, pairs)
+    run(config, pairs)
+    assert "10 pairs read from" in capsys.readouterr().out
+    file = max((folder / "run" / "reference").iterdir(), key=lambda f: f.stat().st_size)
+    run(config, pairs[:9])
+    assert "9 pairs cached in" in capsys.readouterr().out  # other pairs, another file
+    file.write_bytes(file.read_bytes()[:-3])
+    run(config, pairs)
+    out = capsys.readouterr().out
+    assert "it is corrupt" in out and "10 pairs cached in" in out
+
+
+def test_full_fine_tuning_trains_every_weight(folder):
+    changes = {"lora_rank": 0, "reference": "cached", "learning_rate": 1e-3, "max_steps": 3}
+    model, records = run(settings(folder, **changes), pairs_of(), pairs_of())
+    base = load_model(folder / "model")
+    for (name, now), before in zip(model.named_parameters(), base.parameters(), strict=True):
+        assert not torch.equal(now, before), name
+    assert records[0]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_sft_weight_adds_the_mean_likelihood(folder):
+    pairs = pairs_of()
+    changes = {"batch_size": 10, "max_steps": 1}
+    _, plain = run(settings(folder, out_dir=str(folder / "a"), **changes), pairs)
+    config = settings(folder, out_dir=str(folder / "b"), sft_weight=0.5, **changes)
+    _, weighted = run(config, pairs)
+    expected = plain[0]["loss"] + 0.5 * weighted[0]["terms/sft"]
+    assert weighted[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_activation_checkpointing_changes_no_number(folder):
+    one, _ = run(settings(folder, out_dir=str(folder / "a")), pairs_of())
+    config = settings(folder, out_dir=str(folder / "b"), activation_checkpointing=True)
+    two, _ = run(config, pairs_of())
+    assert_close(trained(one), trained(two), rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------
+# resuming, interrupts, numbers that are not finite
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatch):
+    pairs = pairs_of()
+    whole, records = run(settings(folder, out_dir=str(folder / "a")), pairs, pairs)
+
+    class Killed(Exception):
+        pass
+
+    def die(step, *_):
+        if step == 4:
+            raise Killed
+
+    monkeypatch.setattr(train, "check_finite", die)  # dies in step 4; the checkpoint is of step 2
+    with pytest.raises(Killed):
+        run(settings(folder, out_dir=str(folder / "b")), pairs, pairs)
+    monkeypatch.undo()
+    config = settings(folder, out_dir=str(folder / "b"), resume=True)
+    resumed, again = run(config, pairs, pairs)
+    assert_close(trained(whole), trained(resumed), rtol=0)
+    assert [r["step"] for r in again] == [r["step"] for r in records] == [0, 1, 2, 3, 4, 5, 5]
+    assert [r.get("loss") for r in again] == [r.get("loss") for r in records]
+
+
+def test_resume_refuses_another_configuration(folder):
+    run(settings(folder), pairs_of())
+    config = settings(folder, resume=True, beta=0.3, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"--beta was 0.1, is 0.3; --learning_rate was 0.01"):
+        run(config, pairs_of())
+    with pytest.raises(FileNotFoundError, match="--resume expects a checkpoint in"):
+        run(settings(folder, out_dir=str(folder / "new"), resume=True), pairs_of())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(folder):
+    pairs = pairs_of()
+    config = settings(folder, batch_size=10)
+    model = build_policy(config, torch.float32, "cpu")
+    before = trained(model)
+    with torch.no_grad():  # only pairs that hold token 13 meet a NaN
+        model.embed_tokens.weight[13] = math.nan
+    (folder / "run").mkdir()
+    with pytest.raises(ValueError, match=r"step 1: loss nan.*nothing was updated.*made:\d") as stop:
+        train.train(config, model, pairs, [], folder / "run")
+    guilty = {p.source for p in pairs if 13 in [*p.prompt_ids, *p.chosen_ids, *p.rejected_ids]}
+    assert guilty and any(source in str(stop.value) for source in guilty)
+    assert_close(before, trained(model), rtol=0)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(folder):
+    script = folder / "forever.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.test_train import *
+from model.config import run_main
+folder = Path({str(folder)!r})
+run_main(lambda: run(settings(folder, max_steps=100000, save_every=0), pairs_of()))
+""")
+    process = subprocess.Popen([sys.executable, script], stdout=-1, stderr=-1, text=True)
+    metrics = folder / "run" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "nothing is lost. To go on:\n  python train.py --config" in out
+    steps = read_records(metrics)[-1]["step"]
+    assert (folder / "run" / "checkpoints" / f"step-{steps:06d}" / "state.json").exists()
+    assert "Traceback" not in err
+
+
+# ------------------------------------------------------------------------------------------------
+# small parts
+
+
+def test_learning_rates_by_hand():
+    """Two steps of warm-up to 1, then down to 0 over eight: linear 1, 7/8, ...; cosine half way."""
+    make = lambda name: TrainConfig(schedule=name, warmup_steps=2, learning_rate=1.0)  # noqa: E731
+    rates = [learning_rate(make("linear"), step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert learning_rate(make("cosine"), 6, 10) == pytest.approx(0.5)
+    assert learning_rate(make("constant"), 9, 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--objective simpo", "--objective expects one of sft, dpo, spl"),
+        ("--lora_rank 0", "pass --reference cached"),
+        ("--lora_dropout 0.1", "--lora_dropout must be 0 in preference training"),
+        ("--label_smoothing 0.5", r"--label_smoothing expects a share in \[0, 0.5\)"),
+        ("--objective ipo --label_smoothing 0.1", "--label_smoothing has no meaning for ipo"),
+        ("--resume", "--resume expects the run folder"),
+        ("--batch_size 0", "--batch_size expects 1 or more, got 0"),
+        ("--beta -1", "--beta expects a number above 0, got -1.0"),
+        ("--max_prompt_length 1024", "--max_prompt_length expects less than max_length"),
+        ("--chat_format alpaca", "--chat_format expects one of"),
+        ("--dtype int8", "--dtype expects float32 or bfloat16"),
+        ("--schedule step", "--schedule expects one of constant, linear, cosine"),
+        ("--max_steps 0", "--max_steps expects 1 or more"),
+        ("--label_noise 1.5", r"--label_noise expects a share in \[0, 1\)"),
+    ],
+)
+def test_contradictions_stop_before_anything_is_read(flags, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(parse_config(TrainConfig, flags.split()))
+
+
+def test_run_folder_explains_itself(folder):
+    from model.run import write_run_config
+
+    config = settings(folder)
+    (folder / "run").mkdir()
+    write_run_config(config, folder / "run")
+    fields = json.loads((folder / "run" / "config.json").read_text())
+    assert fields["beta"] == 0.1 and {"_argv", "_commit", "_versions"} <= fields.keys()
+    assert parse_config(TrainConfig, ["--config", str(folder / "run" / "config.json")]) == config
+
+
+def test_checkpoints_hold_trained_tensors_alone(folder):
+    run(settings(folder, max_steps=2), pairs_of())
+    tensors = load_file(folder / "run" / "checkpoints" / "step-000002" / "trained.safetensors")
+    assert len(tensors) == 3 * 7 * 2 and all(".lora_" in name for name in tensors)
