@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format
+from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
 from data.packing import PairBatch, epoch_batches, pack_step, step_indices, steps_per_epoch
 from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -31,14 +31,16 @@ from model.checkpoint import (
     save_model,
 )
 from model.config import parse_config, run_main, to_json
+from model.generate import completion_seeds, generate
 from model.lora import TARGETS, add_lora, merge_lora
-from model.objective import OBJECTIVES, objective_loss, sft_term
-from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
+from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
+from model.reference import cached_reference_logps, hash_weights, reference_logps
 from model.run import (
     Interrupt,
     Means,
     before_and_after,
     choose_device,
+    choose_out_dir,
     evaluation_line,
     open_metrics,
     peak_memory_gb,
@@ -52,8 +54,14 @@ from model.transformer import Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
+AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
+                "max_prompt_length")  # fmt: skip
+AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
+                 "max_grad_norm", "weight_decay", "sft_weight")  # fmt: skip
+ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
+SHARES = ("label_noise", "eval_fraction", "lora_dropout")
 SCHEDULES = ("constant", "linear", "cosine")
-CLOSED = 0.1  # a pair is closed where its two completions hold this much of the reference's mass
+SAMPLE_TOKENS = 100  # of an answer that is shown at the end, at most
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ def main() -> None:
     config = parse_config(TrainConfig)
     check_config(config)
     device, dtype = choose_device(config.device, config.dtype)
-    out_dir = choose_out_dir(config)
+    name = f"{Path(config.init or config.model).resolve().stem}-{config.objective}"
+    out_dir = choose_out_dir(config.out_dir, name, config.resume)
     config = dataclasses.replace(config, out_dir=str(out_dir))
 
     source = Path(config.tokenizer or config.init or config.model)
@@ -147,21 +156,18 @@ def check_config(config: TrainConfig) -> None:
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
     formats = ", ".join(CHAT_FORMATS)
     expect(config.chat_format in (None, *CHAT_FORMATS), "chat_format", f"one of {formats}")
-    for flag in ("batch_size", "micro_batch_tokens", "epochs", "max_length", "max_prompt_length"):
-        expect(getattr(config, flag) >= 1, flag, "1 or more")
-    for flag in ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank"):
+    for flag in AT_LEAST_ONE:
+        value = getattr(config, flag)
+        expect(value is None or value >= 1, flag, "1 or more")
+    for flag in AT_LEAST_ZERO:
         expect(getattr(config, flag) >= 0, flag, "0 or more")
-    for flag in ("max_grad_norm", "weight_decay", "sft_weight"):
-        expect(getattr(config, flag) >= 0, flag, "0 or more")
-    for flag in ("alpha", "beta", "learning_rate", "lora_alpha"):
+    for flag in ABOVE_ZERO:
         expect(getattr(config, flag) > 0, flag, "a number above 0")
-    for flag in ("label_noise", "eval_fraction", "lora_dropout"):
+    for flag in SHARES:
         expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
-    expect(config.max_steps is None or config.max_steps >= 1, "max_steps", "1 or more")
-    expect(
-        config.max_prompt_length < config.max_length, "max_prompt_length", "less than max_length"
-    )
+    shorter = config.max_prompt_length < config.max_length
+    expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
 
     sft = config.objective == "sft"
     if config.label_smoothing and config.objective == "ipo":
@@ -176,23 +182,6 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.resume and not config.out_dir:
         raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
-
-
-def choose_out_dir(config: TrainConfig) -> Path:
-    """The run folder: the one that was asked for, or a new one under runs/."""
-    if config.out_dir is None:
-        name = f"{Path(config.init or config.model).resolve().stem}-{config.objective}"
-        number, out_dir = 1, Path("runs") / name
-        while out_dir.exists():
-            number += 1
-            out_dir = Path("runs") / f"{name}-{number}"
-        return out_dir
-    out_dir = Path(config.out_dir)
-    if (out_dir / "metrics.jsonl").exists() and not config.resume:
-        raise ValueError(
-            f"--out_dir {out_dir} holds a run already; pass --resume or another folder"
-        )
-    return out_dir
 
 
 def load_pairs(
@@ -241,22 +230,6 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
     return model
 
 
-def prepare_references(
-    config: TrainConfig, model: Transformer, sets: tuple[list[TokenPair], ...], out_dir: Path
-) -> list[Tensor | None]:
-    """For each set of pairs its (N, 2) cached logps, or None where the reference runs online."""
-    if config.objective == "sft" or config.reference == "online":
-        return [None for _ in sets]
-    weights = hash_weights(model)
-    caches = []
-    for pairs in sets:
-        key = reference_key(weights, pairs)
-        file = out_dir / "reference" / f"{key[:16]}.safetensors"
-        batches = epoch_batches(pairs, config.micro_batch_tokens)
-        caches.append(cached_reference_logps(model, batches, len(pairs), key, file))
-    return caches
-
-
 # ------------------------------------------------------------------------------------------------
 # the loop
 
@@ -275,7 +248,13 @@ def train(
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    reference, eval_reference = prepare_references(config, model, (pairs, eval_pairs), out_dir)
+    reference = eval_reference = None  # online: computed beside the policy, adapters disabled
+    if config.objective != "sft" and config.reference == "cached":
+        weights, budget = hash_weights(model), config.micro_batch_tokens
+        reference, eval_reference = (
+            cached_reference_logps(model, weights, some, epoch_batches(some, budget), out_dir)
+            for some in (pairs, eval_pairs)
+        )
     first_step = 0
     if config.resume:
         first_step = load_training_state(out_dir, model, optimizer, to_json(config))
@@ -301,7 +280,7 @@ def train(
         max_norm = config.max_grad_norm or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
         record = means.read()
-        check_finite(step + 1, record, grad_norm, means, pairs)
+        means.check_finite(step + 1, record, grad_norm, pairs)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -352,20 +331,8 @@ def compute_losses(
         losses = losses + config.sft_weight * likelihood
         terms |= {"loss": losses.detach(), "terms/sft": likelihood.detach()}
     metrics |= terms | {"lengths/rejected": rejected_lengths}
-    metrics |= answer_mass(policy_logps.detach(), ref_logps)
+    metrics |= answer_mass(policy_logps, ref_logps)
     return losses, metrics
-
-
-def answer_mass(policy_logps: Tensor, ref_logps: Tensor) -> dict[str, Tensor]:
-    """pi(y_w|x) + pi(y_l|x) of the closed pairs, under the policy and under the reference.
-
-    A pair is closed where its two completions are nearly all that the reference would answer. Pair
-    accuracy can rise while this mass drains away to answers that no pair holds.
-    """
-    reference_mass = sum(ref_logps.exp().chunk(2))
-    policy_mass = sum(policy_logps.exp().chunk(2))
-    closed = reference_mass > CLOSED
-    return {"mass/policy": policy_mass[closed], "mass/reference": reference_mass[closed]}
 
 
 @torch.no_grad()
@@ -408,21 +375,6 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.learning_rate * factor
 
 
-def check_finite(
-    step: int, record: dict[str, float], grad_norm: float, means: Means, pairs: list[TokenPair]
-) -> None:
-    """Stop before the optimiser takes a step from a loss or a gradient that is not a number."""
-    if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
-        return
-    bad = means.non_finite()
-    blamed = "; ".join(f"pair {i} ({pairs[i].source}): {terms}" for i, terms in bad[:3])
-    raise ValueError(
-        f"step {step}: loss {record['loss']}, gradient norm {grad_norm}; nothing was updated and "
-        f"what was saved is untouched. {blamed or 'Every pair is finite by itself'}. "
-        f"Terms: {record}"
-    )
-
-
 # ------------------------------------------------------------------------------------------------
 # what is shown and saved
 
@@ -451,6 +403,36 @@ def report(
     records = [r for r in read_records(out_dir / "metrics.jsonl") if "eval/loss" in r]
     if records:
         print(f"\n{before_and_after(records[0], records[-1])}")
+    if config.sample_prompts and eval_pairs:
+        print_answers(config, model, tokenizer, chat_format, eval_pairs)
+
+    whole = (out_dir / "model").is_dir()
+    policy = f"--model {out_dir}/model" if whole else f"--model {config.model} --adapter {out_dir}"
+    print(f"\nsaved in {out_dir}; to go on:\n  python sample.py {policy}")
+    if config.data == (EMBEDDED,):
+        print(f"  python -m eval.arithmetic {policy} --out {out_dir}/eval")
+        print("  python train.py --objective h_dpo --alpha 0.9    the other side of tau = 1")
+        print("  python train.py --model DIR --data PAIRS.jsonl   your model and your pairs")
+
+
+def print_answers(
+    config: TrainConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    eval_pairs: list[TokenPair],
+) -> None:
+    """One answer at temperature 1 to each of the first held-out prompts."""
+    model.eval()
+    distinct = {tuple(pair.prompt_ids.tolist()): None for pair in eval_pairs}
+    room = model.config.max_position_embeddings - SAMPLE_TOKENS
+    prompts = [list(ids) for ids in distinct if len(ids) <= room][: config.sample_prompts]
+    seeds = [completion_seeds(config.seed, i, 1)[0] for i in range(len(prompts))]
+    stops = stop_ids(chat_format, tokenizer)
+    answers = generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = tokenizer.decode(prompt).strip() + tokenizer.decode_continuation(answer.ids)
+        print(f"\n--- a held-out prompt and the policy's answer\n{text}")
 
 
 if __name__ == "__main__":

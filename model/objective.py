@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
+CLOSED = 0.1  # probability that both completions of a closed pair have together, at least
 OBJECTIVES = ("sft", *SIGMOID_FAMILY, "ipo", "robust")
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses (B,), chosen rewards (B,), rejected rewards (B,)
@@ -41,7 +42,7 @@ def coefficients(objective: str, alpha: float, beta: float) -> tuple[float, floa
     if objective == "spl":
         return alpha, beta  # [SPL Prop. A.2]
     if objective == "h_dpo":
-        return alpha * beta, beta  # [H-DPO: alpha * beta on the policy's log ratio]
+        return alpha * beta, beta  # [H-DPO]
     if objective in ("dpo", "ipo", "robust"):
         return beta, beta  # [DPO Eq. 7]
     raise ValueError(f"expected --objective to be one of {', '.join(OBJECTIVES)}, got {objective}")
@@ -97,7 +98,7 @@ def preference_loss(
     losses = -F.logsigmoid(margins)  # [DPO Eq. 7] [SPL Prop. A.2] [H-DPO]
     if label_smoothing:
         flipped = -F.logsigmoid(-margins)
-        losses = (1 - label_smoothing) * losses + label_smoothing * flipped  # [cDPO, Mitchell 2023]
+        losses = (1 - label_smoothing) * losses + label_smoothing * flipped  # [cDPO Eq. 3]
     return losses, chosen_rewards, rejected_rewards
 
 
@@ -124,7 +125,7 @@ def robust_loss(
     )
     eps = label_smoothing
     kept, flipped = -F.logsigmoid(margins), -F.logsigmoid(-margins)
-    losses = ((1 - eps) * kept - eps * flipped) / (1 - 2 * eps)  # [rDPO: the unbiased estimate]
+    losses = ((1 - eps) * kept - eps * flipped) / (1 - 2 * eps)  # [rDPO]
     return losses, chosen_rewards, rejected_rewards
 
 
@@ -223,3 +224,16 @@ def preference_metrics(
         "terms/policy": policy_term,
         "terms/reference": reference_term,
     }
+
+
+def answer_mass(policy_logps: Tensor, reference_logps: Tensor) -> dict[str, Tensor]:
+    """pi(y_w|x) + pi(y_l|x) of the closed pairs, under the policy and under the reference.
+
+    policy_logps, reference_logps: (2B,), chosen first. A pair is closed where its two completions
+    hold CLOSED or more of what the reference would answer; there may be none. The accuracy of pairs
+    can rise while this mass drains away to answers that no pair holds.
+    """
+    policy_mass = sum(policy_logps.detach().exp().chunk(2))
+    reference_mass = sum(reference_logps.exp().chunk(2))
+    closed = reference_mass >= CLOSED
+    return {"mass/policy": policy_mass[closed], "mass/reference": reference_mass[closed]}

@@ -5,7 +5,7 @@ checked against that hash when it is read, and is never trusted on a mismatch.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,20 @@ def reference_logps(model: Transformer, batch: Any) -> Tensor:
 
 
 def cached_reference_logps(
-    model: Transformer,
-    batches: Iterable[Any],
-    num_pairs: int,
-    key: str,
-    file: Path,
+    model: Transformer, weights: str, pairs: Sequence[Any], batches: Iterable[Any], out_dir: Path
 ) -> Tensor:
-    """(N, 2) chosen and rejected logps of every pair, read from `file` or computed and written.
+    """(N, 2) chosen and rejected logps of every pair, read from out_dir/reference or made there.
 
-    batches: packed batches that hold each pair once; key: `reference_key` of what they depend on.
+    weights: `hash_weights` of the model; batches: packed batches that hold each pair once.
     """
+    key = reference_key(weights, pairs)
+    file = out_dir / "reference" / f"{key[:16]}.safetensors"
     cached = read_cache(file, key)
     if cached is not None:
-        print(f"reference: {num_pairs} pairs read from {file}")
+        print(f"reference: {len(pairs)} pairs read from {file}")
         return cached
     device = model.embed_tokens.weight.device
-    logps = torch.full((num_pairs, 2), float("nan"))
+    logps = torch.full((len(pairs), 2), float("nan"))
     for batch in tqdm(batches, desc="reference", unit="batch", leave=False):
         chosen, rejected = reference_logps(model, batch.to(device)).cpu().chunk(2)
         logps[batch.pair_ids] = torch.stack([chosen, rejected], dim=1).float()
@@ -51,11 +49,11 @@ def cached_reference_logps(
         bad = (~logps.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(
             f"the reference policy gives {len(bad)} pairs no finite log-probability, "
-            f"the first is pair {bad[0]}; are the weights broken?"
+            f"the first is {pairs[bad[0]].source}; are the weights broken?"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors({"logps": logps}, file, {"key": key})
-    print(f"reference: {num_pairs} pairs cached in {file}")
+    print(f"reference: {len(pairs)} pairs cached in {file}")
     return logps
 
 
@@ -85,7 +83,7 @@ def hash_weights(model: Transformer) -> str:
     return digest.hexdigest()
 
 
-def reference_key(weights: str, pairs: list[Any]) -> str:
+def reference_key(weights: str, pairs: Sequence[Any]) -> str:
     """SHA-256 over `hash_weights` and the token ids of the pairs: all that the logps depend on."""
     digest = hashlib.sha256(weights.encode())
     for pair in pairs:

@@ -1,11 +1,13 @@
 """What a run leaves and shows: config.json, metrics.jsonl, its means, and how it is interrupted."""
 
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -37,6 +39,23 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
         print(f"dtype: {dtype} (the default on {device})")
     return device, DTYPES[dtype]
+
+
+def choose_out_dir(asked: str | None, name: str, resume: bool) -> Path:
+    """The run folder: the one that was asked for, or a new one under runs/, numbered where taken.
+
+    Raises ValueError for a folder that holds a run already, unless it is to be resumed.
+    """
+    if asked is None:
+        number, out_dir = 1, Path("runs") / name
+        while out_dir.exists():
+            number += 1
+            out_dir = Path("runs") / f"{name}-{number}"
+        return out_dir
+    out_dir = Path(asked)
+    if (out_dir / "metrics.jsonl").exists() and not resume:
+        raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
+    return out_dir
 
 
 def write_run_config(config: Any, out_dir: Path) -> None:
@@ -100,6 +119,19 @@ class Means:
                 if not all(torch.tensor(list(terms.values())).isfinite()):
                     bad.append((pair, terms))
         return bad
+
+    def check_finite(
+        self, step: int, record: dict[str, float], grad_norm: float, pairs: Sequence[Any]
+    ) -> None:
+        """Stop before the optimiser takes a step from a loss or a gradient that is no number."""
+        if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
+            return
+        bad = [f"pair {i} ({pairs[i].source}): {terms}" for i, terms in self.non_finite()]
+        blamed = "; ".join(bad[:3]) or "every pair's own terms are finite"
+        raise ValueError(
+            f"step {step}: loss {record['loss']}, gradient norm {grad_norm}; nothing was updated, "
+            f"and what was saved is untouched. {len(bad)} pairs: {blamed}. Terms: {record}"
+        )
 
 
 def open_metrics(file: Path, step: int) -> Path:

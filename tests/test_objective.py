@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.objective import (
+    answer_mass,
     coefficients,
     ipo_loss,
     objective_loss,
@@ -190,6 +191,15 @@ def test_extreme_margins_stay_finite():
 
 def test_sft_term_is_the_mean_negative_logp():
     assert sft_term(torch.tensor([-6.0]), torch.tensor([4.0])).item() == 1.5
+
+
+def test_answer_mass_counts_closed_pairs_alone():
+    """Reference: 0.5 + 0.4 is closed, 0.01 + 0.02 is not. The policy keeps 0.2 + 0.1 of the first."""
+    reference = torch.tensor([0.5, 0.01, 0.4, 0.02]).log()
+    policy = torch.tensor([0.2, 0.01, 0.1, 0.02]).log()
+    mass = answer_mass(policy, reference)
+    torch.testing.assert_close(mass["mass/policy"], torch.tensor([0.3]))
+    torch.testing.assert_close(mass["mass/reference"], torch.tensor([0.9]))
 
 
 def test_bad_weights_are_refused():

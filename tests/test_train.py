@@ -213,11 +213,13 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatc
     class Killed(Exception):
         pass
 
-    def die(step, *_):
+    def die(self, step, *_):
         if step == 4:
             raise Killed
 
-    monkeypatch.setattr(train, "check_finite", die)  # dies in step 4; the checkpoint is of step 2
+    monkeypatch.setattr(
+        train.Means, "check_finite", die
+    )  # dies in step 4; the checkpoint is of step 2
     with pytest.raises(Killed):
         run(settings(folder, out_dir=str(folder / "b")), pairs, pairs)
     monkeypatch.undo()
@@ -301,7 +303,7 @@ def test_learning_rates_by_hand():
         ("--resume", "--resume expects the run folder"),
         ("--batch_size 0", "--batch_size expects 1 or more, got 0"),
         ("--beta -1", "--beta expects a number above 0, got -1.0"),
-        ("--max_prompt_length 1024", "--max_prompt_length expects less than max_length"),
+        ("--max_prompt_length 1024", "--max_prompt_length expects less than --max_length 1024"),
         ("--chat_format alpaca", "--chat_format expects one of"),
         ("--dtype int8", "--dtype expects float32 or bfloat16"),
         ("--schedule step", "--schedule expects one of constant, linear, cosine"),

@@ -1,0 +1,101 @@
+"""The README is true: its commands exist with their flags, its files are there, its map is right.
+
+pytest tests/test_readme.py
+"""
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+SET_UP = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if re.match(r"\s*(python|torchrun) ", line)
+]
+EQUATIONS = re.findall(
+    r"^\| .* \| `(\[.+?\])` \| `(\S+?)` \| `(\w+)` \|$", README, flags=re.MULTILINE
+)
+
+
+def flags_of(script: str) -> set[str]:
+    """The flags that a script takes: the fields of its dataclass, or what argparse was told."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    configs = [
+        value
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    ]
+    named = [c for c in configs if c.__name__.endswith("Config")]
+    if named:
+        return {field.name for field in dataclasses.fields(named[0])} | {"config"}
+    text = (ROOT / (module.__name__.replace(".", "/") + ".py")).read_text()
+    return set(re.findall(r'add_argument\("--(\w+)"', text))
+
+
+def test_two_set_up_commands_of_one_line():
+    assert len(SET_UP) == 2
+    first, second = SET_UP
+    assert "-r requirements.txt" in first and first.endswith("python train.py")
+    assert "-r tests/requirements.txt" in second and second.endswith("-m pytest")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_real_scripts_and_flags(command):
+    words = shlex.split(command, comments=True)
+    script = words[2] if words[1] == "-m" else words[1]
+    if words[0] != "python" or script == "pytest":
+        return
+    known = flags_of(script)
+    given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    assert given <= known, f"{script} does not take {sorted(given - known)}"
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 8
+
+
+def test_named_files_exist():
+    names = set(re.findall(r"`((?:model|data|eval|tests|\.ci)/[\w./]+?)(?::\w+)?`", README))
+    assert len(names) > 15
+    missing = {name for name in names if not (ROOT / name).exists()}
+    assert not missing, missing
+
+
+def test_every_module_is_on_the_map():
+    files = [
+        *ROOT.glob("*.py"),
+        *(f for d in ("model", "data", "eval") for f in (ROOT / d).glob("*.py")),
+    ]
+    names = {str(f.relative_to(ROOT)) for f in files if f.name != "__init__.py"}
+    missing = {name for name in names if f"`{name}`" not in README}
+    assert not missing, missing
+
+
+@pytest.mark.parametrize(("tag", "file", "function"), EQUATIONS)
+def test_equation_map_points_at_its_lines(tag, file, function):
+    """The tag stands on a line of code, inside the function that the README names."""
+    source = (ROOT / file).read_text()
+    node = next(
+        n for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.FunctionDef) and n.name == function
+    )  # fmt: skip
+    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    tagged = [line for line in lines if tag in line]
+    assert tagged and all(line.split("#")[0].strip() for line in tagged), (tag, function)
+
+
+def test_every_tagged_equation_is_on_the_map():
+    source = (ROOT / "model" / "objective.py").read_text()
+    comments = re.findall(r"  # (\[.*\])$", source, flags=re.MULTILINE)
+    tags = {tag for comment in comments for tag in re.findall(r"\[[^\]]+\]", comment)}
+    assert tags and tags <= {tag for tag, _, _ in EQUATIONS}, tags
