@@ -73,7 +73,7 @@ class TrainConfig:
     data: tuple[str, ...] = (EMBEDDED,)  # files or folders of JSONL, JSONL.gz or parquet
     eval_data: tuple[str, ...] | None = None  # held-out pairs; none: --eval_fraction of --data
     eval_fraction: float = 0.05  # share of the prompts held out where --eval_data is not given
-    chat_format: str | None = None  # one of the chat formats; none: detected from the checkpoint
+    chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
     max_length: int = 1024  # tokens of a prompt and its longer completion
     max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
     label_noise: float = 0.0  # share of the training labels to flip
@@ -124,7 +124,8 @@ def main() -> None:
     source = Path(config.tokenizer or config.init or config.model)
     source = source.parent if source.is_file() else source
     tokenizer = load_tokenizer(source)
-    chat_format, reason = detect_chat_format(source, tokenizer, config.chat_format)
+    asked = None if config.chat_format == "auto" else config.chat_format
+    chat_format, reason = detect_chat_format(source, tokenizer, asked)
     print(f"chat format: {chat_format.name} ({reason})")
     vocab_size = read_model_config(config.init or config.model).vocab_size
     pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, vocab_size)
@@ -154,8 +155,8 @@ def check_config(config: TrainConfig) -> None:
     expect(config.reference in ("online", "cached"), "reference", "online or cached")
     expect(config.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
-    formats = ", ".join(CHAT_FORMATS)
-    expect(config.chat_format in (None, *CHAT_FORMATS), "chat_format", f"one of {formats}")
+    formats = ("auto", *CHAT_FORMATS)
+    expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
     for flag in AT_LEAST_ONE:
         value = getattr(config, flag)
         expect(value is None or value >= 1, flag, "1 or more")
@@ -253,6 +254,8 @@ def train(
         weights, budget = hash_weights(model), config.micro_batch_tokens
         reference, eval_reference = (
             cached_reference_logps(model, weights, some, epoch_batches(some, budget), out_dir)
+            if some
+            else None
             for some in (pairs, eval_pairs)
         )
     first_step = 0
@@ -299,6 +302,7 @@ def train(
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
                   f"  python train.py --config {out_dir}/config.json --resume")  # fmt: skip
             raise SystemExit(130)
+    interrupt.restore()
 
 
 def compute_losses(

@@ -15,10 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from data.chat import detect_chat_format, encode_prompt, stop_ids
 from data.problems import check_solution, extract_answer
 from data.synthetic import read_rows, write_rows
+from data.tokenizer import load_tokenizer
 from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
+from model.adapter import load_policy
 from model.config import parse_config, run_main
+from model.generate import Sampling, completion_seeds, generate
+from model.run import choose_device
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class ArithmeticConfig:
     temperature: float = 1.0  # 0 is greedy
     max_new_tokens: int = 120  # per completion
     seed: int = 0  # of the sampling
-    device: str = "cpu"  # cpu, cuda, cuda:1, ...
+    device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     out: str = "runs/arithmetic"  # folder for the results
     baseline: str | None = None  # results folder of another policy on the same problems
 
@@ -109,6 +116,31 @@ def read_problems(path: Path, limit: int | None) -> list[dict]:
     return problems
 
 
+def sample_completions(config: ArithmeticConfig, questions: Sequence[str]) -> list[list[str]]:
+    """n completions of each question; which ones depends on (seed, question, sample) alone."""
+    device, dtype = choose_device(config.device, "float32")
+    tokenizer = load_tokenizer(config.model)
+    chat_format, reason = detect_chat_format(config.model, tokenizer)
+    print(f"chat format: {chat_format.name} ({reason})")
+    policy = load_policy(config.model, config.adapter, dtype, device)
+    prompts, seeds = [], []
+    for i, question in enumerate(questions):
+        message = {"role": "user", "content": question}
+        prompts += [encode_prompt([message], chat_format, tokenizer)] * config.n
+        seeds += completion_seeds(config.seed, i, config.n)
+    drawn = generate(
+        policy,
+        prompts,
+        seeds,
+        config.max_new_tokens,
+        Sampling(config.temperature),
+        stop_ids(chat_format, tokenizer),
+    )
+    bar = tqdm(drawn, total=len(prompts), desc="sampling", unit="completion")
+    texts = [tokenizer.decode_continuation(completion.ids).strip() for completion in bar]
+    return [texts[start : start + config.n] for start in range(0, len(texts), config.n)]
+
+
 def read_samples(path: Path, problems: int) -> list[list[str]]:
     """The completions of each of the `problems` first rows of the data file."""
     by_index: dict[int, list[str]] = {}
@@ -154,9 +186,15 @@ def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
 
 def main() -> None:
     config = parse_config(ArithmeticConfig)
+    for flag in ("n", "limit", "max_new_tokens"):
+        if (value := getattr(config, flag)) is not None and value < 1:
+            raise ValueError(f"--{flag} expects 1 or more, got {value}")
     problems = read_problems(Path(config.data), config.limit)
     if config.samples is None:
-        raise ValueError("expected --samples FILE, the completions to score")
+        completions = sample_completions(config, [problem["prompt"] for problem in problems])
+        rows = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        write_rows(Path(config.out) / "samples.jsonl", rows)
     else:
         completions = read_samples(Path(config.samples), len(problems))
     rows = zip(problems, completions, strict=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint import read_json, read_tensors, to_file_name, write_tensors
-from model.lora import TARGETS, add_lora, lora_layers
+from model.checkpoint import load_model, read_json, read_tensors, to_file_name, write_tensors
+from model.lora import TARGETS, add_lora, lora_layers, merge_lora
 from model.transformer import Transformer
 
 PREFIX = "base_model.model."
@@ -87,6 +87,17 @@ def load_adapter(model: Transformer, folder: str | Path) -> None:
                 shapes = f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
                 raise ValueError(f"{folder / FILE}: {name} expects shape {shapes}")
             parameter.data.copy_(tensor)
+
+
+def load_policy(
+    model: str | Path, adapter: str | Path | None, dtype: torch.dtype, device: str
+) -> Transformer:
+    """A model to sample from: the checkpoint, with the adapter (if any) merged into it."""
+    policy = load_model(model, dtype, device)
+    if adapter is not None:
+        load_adapter(policy, adapter)
+        merge_lora(policy)
+    return policy
 
 
 def read_matrices(folder: Path) -> Matrices:

@@ -6,52 +6,118 @@ to the prefix [prefix_start, prefix_stop), which they continue. A prompt with it
 is one segment without a prefix; the rejected completion is a second one with the prompt as prefix.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Segment = tuple[int, int, int, int]
 
+MASKED_ROWS = 256  # a masked block has at most so many: beyond, what the mask hides costs too much
 SLOTS = 64  # a cache is read in multiples of this many positions, so that sums keep their order
-BLOCK = 256  # and its values are summed over so many at a time, which no library splits again
+BLOCK = 128  # and its values are summed over so many at a time: MKL splits sums of over 192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring segments that are computed together, counted from the block's first row."""
+
+    rows: int
+    segments: list[Segment]
+    mask: Tensor | None  # (rows, rows) bool, True where seen; None: segment by segment
+
+
+def plan_blocks(segments: list[Segment], window: int | None, device: torch.device) -> list[Block]:
+    """Short pairs share one product behind a mask; long ones go segment by segment.
+
+    segments: they follow each other from row 0; a prefix is the beginning of an earlier segment.
+    window: a token sees itself and at most window - 1 tokens before it (None: all); a segment's
+    prefix counts as lying directly before it.
+    """
+    blocks: list[list[Segment]] = []
+    for group in continued(segments):
+        if blocks and group[-1][1] - blocks[-1][0][0] <= MASKED_ROWS:
+            blocks[-1] += group
+        else:
+            blocks.append(list(group))
+    return [make_block(block, window, device) for block in blocks]
+
+
+def continued(segments: list[Segment]) -> list[list[Segment]]:
+    """Each segment without a prefix together with those that continue it: the pairs."""
+    groups: list[list[Segment]] = []
+    for segment in segments:
+        _, _, prefix_start, prefix_stop = segment
+        if prefix_stop > prefix_start:
+            groups[-1].append(segment)
+        else:
+            groups.append([segment])
+    return groups
+
+
+def make_block(segments: list[Segment], window: int | None, device: torch.device) -> Block:
+    first, last = segments[0][0], segments[-1][1]
+    segments = [tuple(max(0, bound - first) for bound in segment) for segment in segments]
+    rows = last - first
+    if len(segments) == 1 or rows > MASKED_ROWS:
+        return Block(rows, segments, None)
+    seen = torch.zeros(rows, rows, dtype=torch.bool)
+    positions = torch.empty(rows, dtype=torch.long)
+    for start, stop, prefix_start, prefix_stop in segments:
+        seen[start:stop, prefix_start:prefix_stop] = True
+        seen[start:stop, start:stop] = causal_mask(stop - start, stop - start, None, seen.device)
+        positions[start:stop] = torch.arange(stop - start) + (prefix_stop - prefix_start)
+    if window is not None:
+        seen &= positions[:, None] - positions < window
+    return Block(rows, segments, seen.to(device))
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], window: int | None
+    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], window: int | None
 ) -> Tensor:
     """Causal attention inside each segment of a packed row.
 
-    query: (T, H, E), key and value: (T, K, E) with H a multiple of K. The segments follow each
-    other from 0 to T; a prefix is the beginning of an earlier segment. window: a token sees itself
-    and at most window - 1 tokens before it (None: all); a segment's prefix counts as lying directly
-    before it.
-    out: (T, H, E)
+    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; blocks: of `plan_blocks`,
+    with the same window. out: (T, H, E)
     """
-    sizes = [stop - start for start, stop, _, _ in segments]
+    sizes = [block.rows for block in blocks]
     pieces = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-    outputs, seen = [], {}
-    for (start, _, prefix_start, prefix_stop), (rows, keys, values) in zip(
-        segments, pieces, strict=True
-    ):
-        seen[start] = keys, values
-        if prefix_stop > prefix_start:  # a slice of one piece: its gradient is as small as that
-            prefix_keys, prefix_values = (
-                x[: prefix_stop - prefix_start] for x in seen[prefix_start]
-            )
-            keys, values = torch.cat([prefix_keys, keys]), torch.cat([prefix_values, values])
-        outputs.append(attend_rows(rows, keys, values, window))
+    outputs = []
+    for block, rows in zip(blocks, pieces, strict=True):
+        if block.mask is not None:
+            outputs.append(attend_rows(*rows, window, block.mask))
+        else:
+            outputs.append(attend_segments(*rows, block.segments, window))
     return torch.cat(outputs)
 
 
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-    """The last Lq of Lk positions attend causally to all Lk.
+def attend_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], window: int | None
+) -> Tensor:
+    """One product for each segment: (T, H, E), (T, K, E) x 2 -> (T, H, E)."""
+    outputs = []
+    for start, stop, prefix_start, prefix_stop in segments:
+        keys, values = key[start:stop], value[start:stop]
+        if prefix_stop > prefix_start:
+            keys = torch.cat([key[prefix_start:prefix_stop], keys])
+            values = torch.cat([value[prefix_start:prefix_stop], values])
+        outputs.append(attend_rows(query[start:stop], keys, values, window))
+    return torch.cat(outputs)
+
+
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, mask: Tensor | None = None
+) -> Tensor:
+    """The last Lq of Lk positions attend causally to all Lk, or to what the mask (Lq, Lk) lets.
 
     query: (Lq, H, E), key and value: (Lk, K, E); out: (Lq, H, E)
     """
     Lq, Lk = query.shape[0], key.shape[0]
     query, key, value = (rows.transpose(0, 1).unsqueeze(0) for rows in (query, key, value))
-    plain = Lq == Lk and (window is None or Lk <= window)
-    mask = None if plain else causal_mask(Lq, Lk, window, query.device)
+    plain = mask is None and Lq == Lk and (window is None or Lk <= window)
+    if mask is None and not plain:
+        mask = causal_mask(Lq, Lk, window, query.device)
     out = scaled_dot_product(query, key, value, mask, is_causal=plain)  # (1, H, Lq, E)
     return out.squeeze(0).transpose(0, 1)
 
@@ -177,9 +243,9 @@ class KVCache:
 def attend_new_token(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     """One query for each sequence of a batch on CPU, in float32 or wider.
 
-    Fixed shapes for each sequence, sums of at most BLOCK terms, blocks in order: the result does
-    not depend on how many slots or sequences are read beside it, to the last bit, as that of the
-    library's fused attention does.
+    The result does not depend, to the last bit, on how many slots or sequences are read beside it:
+    the values are summed block by block, in order, and slots not seen add zeros. The fused
+    attention of the library does depend on it.
 
     query: (B, H, E), keys and values: (B, K, S, E), seen: (B, S) bool; out: (B, H, E)
     """

@@ -261,6 +261,7 @@ def write_tensors(
     partial = file.with_name(file.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+    partial.chmod(0o644)  # readable like any other file, whatever the library's default
     partial.replace(file)
 
 

@@ -9,7 +9,8 @@ A completion is a function of the model, its prompt and its seed, and on CPU the
 bit whatever is generated beside it. What that takes: the draw at a position is a hash of (seed,
 position); each prompt is read in a row of its own; decode batches have a multiple of ROWS rows,
 since smaller matrix products round differently; and attention sums in an order that does not
-depend on the batch (`attend_new_token`). On CUDA the draws are the same, the rounding is not.
+depend on the batch (`attend_new_token`). It holds for layer sizes in multiples of 4, heads of 8 or
+more, and a fixed number of threads. On CUDA the draws are the same, the rounding is not.
 """
 
 import math
@@ -51,7 +52,7 @@ class Completion:
 
     ids: list[int] = field(default_factory=list)  # a stop token at the end included
     token_logps: list[float] = field(default_factory=list)  # under the policy, at temperature 1
-    finish_reason: str | None = None  # "stop" or "length"; None while it grows
+    finish_reason: str | None = None  # "stop" or "length" (no room left); None while it grows
 
     @property
     def logps(self) -> float:
@@ -116,6 +117,7 @@ def sample_next_token(
         cumulative = probs.cumsum(dim=-1, dtype=torch.float64)  # (B, V)
         targets = uniforms(seeds, position)[:, None] * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)  # NaN logits: the caller sees it in logps
     chosen = logits.gather(1, tokens[:, None]).squeeze(1)
     return tokens, chosen - logits.logsumexp(dim=-1)
 
@@ -165,7 +167,7 @@ def generate(
     sampling: Sampling = Sampling(),
     stop_ids: Sequence[int] = (),
     is_stopped: Callable[[list[int]], bool] | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], object] | None = None,
     cache_bytes: int = 2**30,
 ) -> Iterator[Completion]:
     """One completion for each (prompt, seed), in their order, as their groups finish.
@@ -175,62 +177,77 @@ def generate(
     is_stopped: asked after each token with a completion's ids; True ends it (stop strings).
     on_token: called with (index of the completion, token) for each token, as soon as it is drawn.
     cache_bytes: budget for keys and values; it changes speed and memory, never a result.
-    Raises ValueError for an empty prompt, and for one that with its completion would exceed the
-    model's positions: nothing is cut silently.
+    A completion ends with reason "length" at max_new_tokens or at the model's last position.
+    Raises ValueError for a prompt that is empty or leaves no position for a completion, and for
+    logits that are not finite.
     """
     assert len(prompts) == len(seeds), f"{len(prompts)} prompts, {len(seeds)} seeds"
+    if max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens expects 1 or more, got {max_new_tokens}")
     for i, prompt in enumerate(prompts):
-        check_length(model, prompt, max_new_tokens, f"prompt {i}")
+        check_prompt(model, prompt, f"prompt {i}")
+    positions = model.config.max_position_embeddings
+    limits = [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
 
-    def reason(ids: list[int]) -> str | None:
+    def reason(ids: list[int], limit: int) -> str | None:
         if ids[-1] in stop_ids or (is_stopped is not None and is_stopped(ids)):
             return "stop"
-        return "length" if len(ids) == max_new_tokens else None
+        return "length" if len(ids) == limit else None
 
-    for group in groups(model, prompts, max_new_tokens, cache_bytes):
+    for group in groups(model, prompts, limits, cache_bytes):
         completions = [Completion() for _ in group]
 
         def record(
             row: int, token: int, logp: float, group: range = group, grown: list = completions
         ) -> bool:
             """Add a token to a completion of the group; True when that finishes it."""
+            if not math.isfinite(logp):
+                where = f"prompt {group[row]}, new token {len(grown[row].ids)}"
+                raise ValueError(f"{where}: the logits are not finite; try --dtype float32")
             completion = grown[row]
             completion.ids.append(token)
             completion.token_logps.append(logp)
-            completion.finish_reason = reason(completion.ids)
+            completion.finish_reason = reason(completion.ids, limits[group[row]])
             if on_token is not None:
                 on_token(group[row], token)
             return completion.finish_reason is not None
 
         chosen = slice(group.start, group.stop)
-        generate_group(model, prompts[chosen], seeds[chosen], max_new_tokens, sampling, record)
+        generate_group(model, prompts[chosen], seeds[chosen], limits[chosen], sampling, record)
         yield from completions
 
 
-def check_length(model: Transformer, prompt: list[int], max_new_tokens: int, where: str) -> None:
-    """ValueError, naming `where` the prompt is from, if it has no room for its completion."""
-    if max_new_tokens < 1:
-        raise ValueError(f"--max_new_tokens expects 1 or more, got {max_new_tokens}")
+def check_prompt(model: Transformer, prompt: list[int], where: str) -> None:
+    """ValueError, naming `where` the prompt is from, if the model cannot take and continue it."""
     if not prompt:
         raise ValueError(f"{where}: expected at least one token, got an empty prompt")
-    limit = model.config.max_position_embeddings
-    if len(prompt) + max_new_tokens > limit:
+    vocab_size = model.config.vocab_size
+    if max(prompt) >= vocab_size:
         raise ValueError(
-            f"{where}: {len(prompt)} tokens and {max_new_tokens} new ones are more than the "
-            f"model's {limit} positions; lower --max_new_tokens or shorten the prompt"
+            f"{where}: token {max(prompt)} is outside the model's vocabulary of {vocab_size}; "
+            "is the tokenizer that of the model?"
+        )
+    positions = model.config.max_position_embeddings
+    if len(prompt) >= positions:
+        raise ValueError(
+            f"{where}: {len(prompt)} tokens leave no room for a completion within the model's "
+            f"{positions} positions; shorten the prompt"
         )
 
 
 def groups(
-    model: Transformer, prompts: Sequence[list[int]], max_new_tokens: int, cache_bytes: int
+    model: Transformer, prompts: Sequence[list[int]], limits: Sequence[int], cache_bytes: int
 ) -> Iterator[range]:
-    """Cut the prompts into ranges whose caches fit the budget; one completion always does."""
+    """Cut the prompts into ranges whose caches fit the budget; one completion always does.
+
+    limits: how many tokens the completion of each prompt may have
+    """
     config = model.config
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     token_bytes = numbers * (model.compute_dtype or model.embed_tokens.weight.dtype).itemsize
     start, longest = 0, 0
-    for i, prompt in enumerate(prompts):
-        slots = round_up(len(prompt) + max_new_tokens, SLOTS)
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        slots = round_up(len(prompt) + limit, SLOTS)
         if i > start and (i + 1 - start) * max(longest, slots) * token_bytes > cache_bytes:
             yield range(start, i)
             start, longest = i, 0
@@ -244,7 +261,7 @@ def generate_group(
     model: Transformer,
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
-    max_new_tokens: int,
+    limits: Sequence[int],
     sampling: Sampling,
     record: Callable[[int, int, float], bool],
 ) -> None:
@@ -253,9 +270,10 @@ def generate_group(
     record: takes (completion, token, logp), and says whether that completion is finished.
     """
     rows = list(range(len(prompts)))
-    cache, logits = prefill_rows(model, prompts, max_new_tokens)
+    capacity = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    cache, logits = prefill_rows(model, prompts, capacity)
     row_seeds = seeds_of(rows, seeds, logits)
-    for position in range(max_new_tokens):
+    for position in range(max(limits)):
         tokens, logps = sample_next_token(logits, sampling, row_seeds, position)
         drawn = zip(rows, tokens.tolist(), logps.tolist(), strict=False)  # the padding is not read
         alive = [not record(row, token, logp) for row, token, logp in drawn]
@@ -272,13 +290,12 @@ def generate_group(
 
 
 def prefill_rows(
-    model: Transformer, prompts: Sequence[list[int]], max_new_tokens: int
+    model: Transformer, prompts: Sequence[list[int]], capacity: int
 ) -> tuple[KVCache, Tensor]:
     """A padded cache with a prompt in each row, and the logits (B, V) behind them.
 
     Equal neighbours are read once; what the logits of the padding are does not matter.
     """
-    capacity = max(map(len, prompts)) + max_new_tokens
     cache, logits, start = None, [], 0
     while start < len(prompts):
         stop = start + 1

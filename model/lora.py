@@ -37,7 +37,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return out
         low = F.dropout(x, self.dropout, self.training) @ self.lora_A.to(x.dtype).T  # (..., R)
-        return out + self.scale * (low @ self.lora_B.to(x.dtype).T)  # (..., out)
+        return out + low @ (self.scale * self.lora_B).to(x.dtype).T  # (..., out)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

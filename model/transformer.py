@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import KVCache, Segment, attend, attend_batch
+from model.attention import Block, KVCache, Segment, attend, attend_batch, plan_blocks
 from model.logps import TokenStats, token_logps
 
 
@@ -127,7 +127,7 @@ class Context:
 
     cos: Tensor  # (..., 1, E)
     sin: Tensor  # (..., 1, E)
-    segments: list[Segment] | None = None  # packed form
+    blocks: list[Block] | None = None  # packed form
     cache: KVCache | None = None  # generation
 
 
@@ -150,8 +150,8 @@ class Attention(nn.Module):
         query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
         if context.cache is not None:
             out = context.cache.attend(self.layer, query, key, value, self.window)
-        elif context.segments is not None:
-            out = attend(query, key, value, context.segments, self.window)
+        elif context.blocks is not None:
+            out = attend(query, key, value, context.blocks, self.window)
         else:
             out = attend_batch(query, key, value, self.window)
         return self.o_proj(out.flatten(-2))  # (..., D)
@@ -234,7 +234,9 @@ class Transformer(nn.Module):
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)
         cos, sin = rotary_tables(self.config, positions, x.dtype)
-        context = Context(cos, sin, segments, cache)
+        window = self.config.sliding_window
+        blocks = None if segments is None else plan_blocks(segments, window, x.device)
+        context = Context(cos, sin, blocks, cache)
         for layer in self.layers:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(layer, x, context, use_reentrant=False)

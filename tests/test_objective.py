@@ -194,7 +194,7 @@ def test_sft_term_is_the_mean_negative_logp():
 
 
 def test_answer_mass_counts_closed_pairs_alone():
-    """Reference: 0.5 + 0.4 is closed, 0.01 + 0.02 is not. The policy keeps 0.2 + 0.1 of the first."""
+    """Reference: 0.5 + 0.4 is closed, 0.01 + 0.02 is not. The policy keeps 0.2 + 0.1 of it."""
     reference = torch.tensor([0.5, 0.01, 0.4, 0.02]).log()
     policy = torch.tensor([0.2, 0.01, 0.1, 0.02]).log()
     mass = answer_mass(policy, reference)

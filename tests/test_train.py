@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from data.pairs import TokenPair
+from model.adapter import load_policy
 from model.checkpoint import load_model
 from model.config import parse_config
 from model.run import read_records
@@ -200,6 +201,51 @@ def test_activation_checkpointing_changes_no_number(folder):
     config = settings(folder, out_dir=str(folder / "b"), activation_checkpointing=True)
     two, _ = run(config, pairs_of())
     assert_close(trained(one), trained(two), rtol=0)
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_bfloat16_on_cpu_trains_float32_parameters(folder, rank):
+    """Frozen weights load in bfloat16; what is trained, and the optimiser's state, are float32."""
+    changes = {"lora_rank": rank, "reference": "cached", "max_steps": 3, "learning_rate": 1e-3}
+    config = settings(folder, dtype="bfloat16", **changes)
+    Path(config.out_dir).mkdir()
+    model = build_policy(config, torch.bfloat16, "cpu")
+    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert kinds == {torch.float32} and frozen == ({torch.bfloat16} if rank else set())
+    before = trained(model)
+    train.train(config, model, pairs_of(), pairs_of(), Path(config.out_dir))
+    records = read_records(Path(config.out_dir) / "metrics.jsonl")
+    assert records[0]["eval/loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert all(math.isfinite(r.get("loss", 0.0)) for r in records)
+    assert any(not torch.equal(before[name], now) for name, now in trained(model).items())
+    state = load_file(Path(config.out_dir) / "checkpoints/step-000002/optimizer.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_an_adapter_to_start_from_is_the_reference(folder):
+    """--adapter: merged into the base, so that the fresh adapter starts at margin 0; and what is
+    saved in the end is one adapter of the original base."""
+    first = settings(folder, out_dir=str(folder / "first"))
+    one, _ = run(first, pairs_of())
+    train.save_policy(first, one, None, folder / "first")
+    second = settings(folder, out_dir=str(folder / "second"), adapter=str(folder / "first"))
+    two, records = run(second, pairs_of(), pairs_of())
+    assert records[0]["eval/rewards/margins"] == 0
+    assert records[0]["eval/logps/chosen"] != pytest.approx(
+        load_and_score(folder / "model", None), rel=1e-4
+    )
+    train.save_policy(second, two, None, folder / "second")
+    assert records[-1]["eval/logps/chosen"] == pytest.approx(
+        load_and_score(folder / "model", folder / "second"), rel=1e-4
+    )
+
+
+def load_and_score(model: Path, adapter: Path | None) -> float:
+    policy = load_policy(model, adapter, torch.float32, "cpu")
+    with torch.no_grad():
+        logps = [total_logp(policy, p.prompt_ids, p.chosen_ids) for p in pairs_of()]
+    return sum(logps) / len(logps)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""Prompts for generation: a file or a text -> messages; and ids that were drawn -> text.
+
+A .txt file has one prompt a line, a .jsonl or .jsonl.gz file one object with `prompt` (a text or
+messages), `messages` or `question`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.chat import ChatFormat, Message
+from data.rows import check_text, check_turns, read_rows
+from data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    messages: list[Message]
+    where: str  # file:line or flag
+    record: str | list[Message]  # as it was given, for the results
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Every prompt of a file; ValueError with file:line for a row that is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompts expects a file, got {path}: no such file")
+    if path.suffix == ".txt":
+        prompts = prompt_lines(path.read_bytes(), str(path))
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        prompts = [row_prompt(row, where) for where, row in read_rows(path)]
+    else:
+        raise ValueError(f"--prompts expects a .txt, .jsonl or .jsonl.gz file, got {path}")
+    if not prompts:
+        raise ValueError(f"{path}: no prompt in it; --prompts expects one a line")
+    return prompts
+
+
+def prompt_lines(data: bytes, where: str) -> list[Prompt]:
+    """One prompt a line; blank lines are none."""
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8, {error.reason} at byte {error.start}") from None
+    lines = [line.removesuffix("\r") for line in lines]
+    return [
+        text_prompt(line, f"{where}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
+    ]
+
+
+def text_prompt(text: str, where: str) -> Prompt:
+    return Prompt([{"role": "user", "content": text}], where, text)
+
+
+def row_prompt(row: dict, where: str) -> Prompt:
+    """prompt (text or messages), messages, or question."""
+    key = next((key for key in ("prompt", "messages", "question") if key in row), None)
+    if key is None:
+        raise ValueError(f"{where}: expected prompt, messages or question, got {sorted(row)}")
+    if key == "messages" or isinstance(row[key], list):
+        messages = check_turns(row[key], key, where)
+        if messages[-1]["role"] != "user":
+            role = messages[-1]["role"]
+            raise ValueError(f"{where}: {key}: expected a user message at the end, got {role}'s")
+        return Prompt(messages, where, messages)
+    text = check_text(row[key], key, where)
+    if not text.strip():
+        raise ValueError(f"{where}: {key}: expected a text, got an empty one")
+    return text_prompt(text, where)
+
+
+def with_system(prompt: Prompt, system: str | None) -> Prompt:
+    if system is None or prompt.messages[0]["role"] == "system":
+        return prompt
+    messages = [{"role": "system", "content": system}, *prompt.messages]
+    return Prompt(messages, prompt.where, prompt.record)
+
+
+def completion_text(ids: Sequence[int], chat_format: ChatFormat, tokenizer: Tokenizer) -> str:
+    """The reply that `encode_completion` made these ids of, its end-of-turn token left out."""
+    text = tokenizer.decode_continuation(ids)
+    text = text.removeprefix(chat_format.before).removesuffix(chat_format.after)
+    return text.strip() if chat_format.strip else text

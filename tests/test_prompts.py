@@ -1,0 +1,84 @@
+"""Prompt files -> messages, worked by hand, and drawn ids -> text, the inverse of encoding a reply.
+
+pytest tests/test_prompts.py
+"""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from data.chat import CHAT_FORMATS, bind_tokens, encode_completion
+from data.prompts import completion_text, prompt_lines, read_prompts, text_prompt, with_system
+from data.tokenizer import load_tokenizer
+
+
+def test_rows_of_a_prompt_file(tmp_path):
+    """Texts, messages and questions; the record is what was given."""
+    user = {"role": "user", "content": "Hi"}
+    turns = [user, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Go"}]
+    rows = [{"prompt": "Hi"}, {"prompt": [user]}, {"messages": turns}, {"question": "Why?", "x": 1}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "p.jsonl").write_text(text)
+    with gzip.open(tmp_path / "p.jsonl.gz", "wt") as file:
+        file.write(text)
+    for name in ("p.jsonl", "p.jsonl.gz"):
+        prompts = read_prompts(tmp_path / name)
+        why = {"role": "user", "content": "Why?"}
+        assert [prompt.messages for prompt in prompts] == [[user], [user], turns, [why]]
+        assert [prompt.record for prompt in prompts] == ["Hi", [user], turns, "Why?"]
+        assert prompts[2].where == f"{tmp_path / name}:3"
+
+
+def test_lines_are_prompts():
+    """Blank lines are none; a byte-order mark and carriage returns are not text."""
+    prompts = prompt_lines("\ufeffTom \r\n \n\u2028x".encode(), "here")
+    assert [prompt.record for prompt in prompts] == ["Tom ", "\u2028x"]
+    assert [prompt.where for prompt in prompts] == ["here:1", "here:3"]
+
+
+def test_system_goes_before_a_prompt_without_one():
+    once = with_system(text_prompt("Hi", "--prompt"), "Be brief.")
+    assert [message["content"] for message in once.messages] == ["Be brief.", "Hi"]
+    assert with_system(once, "No.") == once and once.record == "Hi"
+    assert with_system(text_prompt("Hi", "x"), None) == text_prompt("Hi", "x")
+
+
+BAD_FILES = [
+    ("p.jsonl", b'{"prompt": "a"}\n{"text": 3}\n', "p.jsonl:2: expected prompt, messages or"),
+    ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON"),
+    ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl:1: prompt: expected a text, got a number"),
+    ("p.jsonl", b'{"question": " "}\n', "p.jsonl:1: question: expected a text, got an empty one"),
+    ("p.jsonl", b'{"messages": []}\n', "p.jsonl:1: messages: expected a list of messages"),
+    (
+        "p.jsonl",
+        b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
+        "p.jsonl:1: messages: expected a user message at the end",
+    ),
+    ("p.jsonl", b"\n\n", "no prompt in it"),
+    ("p.txt", b"", "no prompt in it"),
+    ("p.txt", b"a\n\xff\n", "p.txt: not UTF-8"),
+    ("p.csv", b"a\n", "--prompts expects a .txt, .jsonl or .jsonl.gz file"),
+]
+
+
+@pytest.mark.parametrize("name, data, message", BAD_FILES)
+def test_bad_files_name_the_line(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_a_missing_file_names_the_flag():
+    with pytest.raises(FileNotFoundError, match="--prompts expects a file"):
+        read_prompts(Path("nowhere.txt"))
+
+
+@pytest.mark.parametrize("name", ["zephyr", "llama2", "mistral", "plain", "none"])
+def test_completion_text_undoes_encode_completion(mistral_tokenizer_dir, name):
+    tokenizer = load_tokenizer(mistral_tokenizer_dir)
+    chat_format = bind_tokens(CHAT_FORMATS[name], tokenizer)
+    for text in ("3 + 4 = 7", "größer\n\nthan", "a  b"):
+        ids = encode_completion(text, chat_format, tokenizer)
+        assert completion_text(ids[:-1], chat_format, tokenizer) == text
