@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.chat import detect_chat_format, encode_prompt, stop_ids
 from data.problems import check_solution, extract_answer
+from data.prompts import completion_text
 from data.synthetic import read_rows, write_rows
 from data.tokenizer import load_tokenizer
 from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
@@ -137,7 +138,7 @@ def sample_completions(config: ArithmeticConfig, questions: Sequence[str]) -> li
         stop_ids(chat_format, tokenizer),
     )
     bar = tqdm(drawn, total=len(prompts), desc="sampling", unit="completion")
-    texts = [tokenizer.decode_continuation(completion.ids).strip() for completion in bar]
+    texts = [completion_text(completion.ids, chat_format, tokenizer) for completion in bar]
     return [texts[start : start + config.n] for start in range(0, len(texts), config.n)]
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
-CLOSED = 0.1  # probability that both completions of a closed pair have together, at least
+CLOSED = 0.5  # probability that both completions of a closed pair have together, at least
 OBJECTIVES = ("sft", *SIGMOID_FAMILY, "ipo", "robust")
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses (B,), chosen rewards (B,), rejected rewards (B,)
