@@ -49,7 +49,7 @@ from model.transformer import Transformer
 class SampleConfig:
     model: str = "data/tiny"  # folder of a Llama or Mistral checkpoint
     adapter: str | None = None  # folder with a LoRA adapter for it
-    merge_to: str | None = None  # write the model with its adapter merged into this folder
+    merge_to: str | None = None  # write the model with its adapter merged, float32, to this folder
     prompt: str | None = None  # one prompt
     prompts: str | None = None  # file of prompts: .txt, .jsonl, .jsonl.gz
     n: int = 1  # completions per prompt
@@ -76,8 +76,9 @@ def main() -> None:
     asked = None if config.chat_format == "auto" else config.chat_format
     chat_format, reason = detect_chat_format(config.model, tokenizer, asked)
     note(f"chat format: {chat_format.name} ({reason})")
+    exact = "float32" if config.merge_to is not None else None  # bfloat16 rounds an adapter away
     with contextlib.redirect_stdout(sys.stderr):
-        device, dtype = choose_device(config.device, config.dtype)
+        device, dtype = choose_device(config.device, config.dtype or exact)
     model = load_policy(config.model, config.adapter, dtype, device)
     if config.merge_to is not None:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
@@ -117,18 +118,24 @@ def check_config(config: SampleConfig) -> Sampling:
         raise ValueError("--stop expects texts, got an empty one")
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ValueError(f"--dtype expects one of {', '.join(DTYPES)}, got {config.dtype!r}")
+    if config.merge_to is not None and config.dtype not in (None, "float32"):
+        raise ValueError(
+            f"--merge_to needs --dtype float32, got {config.dtype}: it rounds an adapter away"
+        )
     if config.merge_to is not None and config.adapter is None:
         raise ValueError("--merge_to writes a merged adapter; pass --adapter DIR too")
-    if config.merge_to is not None and same_folder(config.merge_to, config.model):
-        raise ValueError(f"--merge_to {config.merge_to} is the folder of --model; pass another one")
+    if config.merge_to is not None and Path(config.merge_to).exists():
+        raise ValueError(f"--merge_to expects a new folder, {config.merge_to} is there already")
     if config.out is not None and Path(config.out).is_dir():
         raise ValueError(f"--out expects a file, got the folder {config.out}")
+    if (
+        config.out
+        and config.prompts
+        and Path(config.out).resolve() == Path(config.prompts).resolve()
+    ):
+        raise ValueError(f"--out {config.out} would overwrite --prompts; pass another file")
     completion_seeds(config.seed, 0, 1)
     return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
-
-
-def same_folder(a: str, b: str) -> bool:
-    return Path(a).resolve() == Path(b).resolve()
 
 
 def note(text: str) -> None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
 from data.packing import PairBatch, epoch_batches, pack_step, step_indices, steps_per_epoch
 from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
+from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.adapter import load_adapter, save_adapter
 from model.checkpoint import (
@@ -34,7 +35,7 @@ from model.config import parse_config, run_main, to_json
 from model.generate import completion_seeds, generate
 from model.lora import TARGETS, add_lora, merge_lora
 from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
-from model.reference import cached_reference_logps, hash_weights, reference_logps
+from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
 from model.run import (
     Interrupt,
     Means,
@@ -50,7 +51,7 @@ from model.run import (
     write_run_config,
 )
 from model.training_state import load_training_state, save_training_state, trained_parameters
-from model.transformer import Transformer
+from model.transformer import ModelConfig, Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
@@ -59,6 +60,7 @@ AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
                  "max_grad_norm", "weight_decay", "sft_weight")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
+PAIRS_ONLY = ("label_noise", "label_smoothing", "sft_weight", "reference")  # not for sft
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
 SCHEDULES = ("constant", "linear", "cosine")
 SAMPLE_TOKENS = 100  # of an answer that is shown at the end, at most
@@ -79,9 +81,7 @@ class TrainConfig:
     label_noise: float = 0.0  # share of the training labels to flip
 
     objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo or robust
-    alpha: float = (
-        0.12  # spl: weight of the policy term; h_dpo: its multiple of beta; others: unused
-    )
+    alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
     beta: float = 0.1  # weight of the reference term in the margin
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
     sft_weight: float = 0.0  # weight of the chosen completion's mean negative logp in the loss
@@ -97,8 +97,8 @@ class TrainConfig:
     epochs: int = 1  # passes over the data
     max_steps: int | None = None  # optimiser steps; none: what --epochs makes
     learning_rate: float = 1e-4  # at the end of the warm-up
-    schedule: str = "cosine"  # constant, linear or cosine, to zero at the last step
-    warmup_steps: int = 10  # steps over which the learning rate rises from zero
+    schedule: str = "cosine"  # constant, linear or cosine: to zero behind the last step
+    warmup_steps: int = 10  # steps over which the learning rate rises to its full value
     max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
     weight_decay: float = 0.0  # AdamW
     seed: int = 0  # of the order of the data, the adapters and the label noise
@@ -117,8 +117,10 @@ def main() -> None:
     config = parse_config(TrainConfig)
     check_config(config)
     device, dtype = choose_device(config.device, config.dtype)
-    name = f"{Path(config.init or config.model).resolve().stem}-{config.objective}"
-    out_dir = choose_out_dir(config.out_dir, name, config.resume)
+    start = Path(config.init).resolve().parent if config.init else Path(config.model).resolve()
+    inputs = (config.model, config.init, config.tokenizer, config.adapter)
+    name = f"{start.name}-{config.objective}"
+    out_dir = choose_out_dir(config.out_dir, name, config.resume, [p for p in inputs if p])
     config = dataclasses.replace(config, out_dir=str(out_dir))
 
     source = Path(config.tokenizer or config.init or config.model)
@@ -127,14 +129,13 @@ def main() -> None:
     asked = None if config.chat_format == "auto" else config.chat_format
     chat_format, reason = detect_chat_format(source, tokenizer, asked)
     print(f"chat format: {chat_format.name} ({reason})")
-    vocab_size = read_model_config(config.init or config.model).vocab_size
-    pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, vocab_size)
+    model_config = read_model_config(config.init or config.model)
+    pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, model_config)
     model = build_policy(config, dtype, device)
 
-    if config.resume:
-        print(f"resuming {out_dir}")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_run_config(config, out_dir)
+    if not config.resume:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_run_config(config, out_dir)
     train(config, model, pairs, eval_pairs, out_dir)
     save_policy(config, model, tokenizer, out_dir)
     report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
@@ -167,15 +168,23 @@ def check_config(config: TrainConfig) -> None:
     for flag in SHARES:
         expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
+    expect(config.seed < 2**62, "seed", "less than 2^62")
     shorter = config.max_prompt_length < config.max_length
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
 
     sft = config.objective == "sft"
     if config.label_smoothing and config.objective == "ipo":
         raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
+    for flag in PAIRS_ONLY:
+        if sft and getattr(config, flag) != getattr(TrainConfig, flag):
+            raise ValueError(f"--{flag} has no meaning for --objective sft, which has no pairs")
+    if config.lora_dropout and not config.lora_rank:
+        raise ValueError("--lora_dropout has no meaning with --lora_rank 0, which has no adapter")
     if config.lora_dropout and not sft:
-        raise ValueError("--lora_dropout must be 0 in preference training: policy and reference "
-                         "have to differ by the adapter alone")  # fmt: skip
+        raise ValueError(
+            "--lora_dropout must be 0 in preference training: policy and reference have to differ "
+            "by the adapter alone"
+        )
     if config.lora_rank == 0 and not sft and config.reference == "online":
         raise ValueError(
             "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
@@ -186,7 +195,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def load_pairs(
-    config: TrainConfig, tokenizer: Tokenizer, chat_format: ChatFormat, vocab_size: int
+    config: TrainConfig, tokenizer: Tokenizer, chat_format: ChatFormat, model_config: ModelConfig
 ) -> tuple[list[TokenPair], list[TokenPair]]:
     """Training and held-out pairs as token ids."""
     eval_data = config.eval_data
@@ -198,7 +207,11 @@ def load_pairs(
     else:
         pairs, held_out = split_by_prompt(pairs, config.eval_fraction, config.seed)
     pairs = flip_labels(pairs, config.label_noise, config.seed)
-    limits = (config.max_length, config.max_prompt_length, vocab_size)
+    max_length = min(config.max_length, model_config.max_position_embeddings)
+    max_prompt_length = min(config.max_prompt_length, max_length - 1)
+    if max_length < config.max_length:
+        print(f"max_length: {max_length} (the model's positions), not {config.max_length}")
+    limits = (max_length, max_prompt_length, model_config.vocab_size)
     tokens = tokenize_pairs(pairs, tokenizer, chat_format, *limits)
     held_out_tokens = tokenize_pairs(held_out, tokenizer, chat_format, *limits) if held_out else []
     print(f"data: {len(tokens)} training and {len(held_out_tokens)} held-out")
@@ -214,6 +227,8 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
     else:
         model = load_model(config.model, stored, device)
     if config.adapter:
+        if dtype != torch.float32:
+            raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
         load_adapter(model, config.adapter)
         merge_lora(model)
     if full:
@@ -259,8 +274,10 @@ def train(
             for some in (pairs, eval_pairs)
         )
     first_step = 0
+    identity = {**to_json(config), "data (token ids)": reference_key("", pairs)}
     if config.resume:
-        first_step = load_training_state(out_dir, model, optimizer, to_json(config))
+        first_step = load_training_state(out_dir, model, optimizer, identity)
+        print(f"resuming {out_dir} after step {first_step}")
     metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
     interrupt = Interrupt()
     if first_step == 0 and eval_pairs:
@@ -296,7 +313,7 @@ def train(
         if eval_pairs and (last or (config.eval_every and (step + 1) % config.eval_every == 0)):
             evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file)
         if last or interrupt.asked or (config.save_every and (step + 1) % config.save_every == 0):
-            save_training_state(out_dir, model, optimizer, step + 1, to_json(config))
+            save_training_state(out_dir, model, optimizer, step + 1, identity)
         if interrupt.asked and not last:
             bar.close()
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
@@ -435,7 +452,8 @@ def print_answers(
     stops = stop_ids(chat_format, tokenizer)
     answers = generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops)
     for prompt, answer in zip(prompts, answers, strict=True):
-        text = tokenizer.decode(prompt).strip() + tokenizer.decode_continuation(answer.ids)
+        text = f"{tokenizer.decode(prompt).strip()} "
+        text += completion_text(answer.ids, chat_format, tokenizer)
         print(f"\n--- a held-out prompt and the policy's answer\n{text}")
 
 

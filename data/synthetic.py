@@ -1,20 +1,23 @@
 r"""The embedded default, data/tiny: word problems and questions of opinion, from nothing, on a CPU.
 
-Every command is seeded and can be run again:
+Every command is seeded and can be run again; together they make data/tiny:
 
     python -m data.synthetic corpus --out runs/corpus --seed 0
-    python train.py --objective sft --init runs/corpus/config.json --tokenizer runs/corpus \
-        --data runs/corpus/sft.jsonl --eval_data runs/corpus/heldout.jsonl --eval_every 500 \
-        --lora_rank 0 --batch_size 16 --learning_rate 3e-3 --warmup_steps 100 --epochs 1 \
-        --out_dir runs/sft
-    python sample.py --model runs/sft --prompts runs/corpus/problems.jsonl --n 8 \
-        --temperature 1 --seed 1 --out runs/corpus/samples.jsonl
-    python -m data.synthetic label --problems runs/corpus/problems.jsonl --seed 0 \
-        --samples runs/corpus/samples.jsonl --opinions runs/corpus/opinions.jsonl \
-        --out runs/corpus/train.jsonl
-
-and the pairs to evaluate on, runs/corpus/eval.jsonl, in the same way from heldout.jsonl, with
-`--pairs 1 --votes 20`.
+    python train.py --objective sft --init runs/corpus/config.json --data runs/corpus/sft.jsonl \\
+        --eval_data runs/corpus/heldout.jsonl --eval_every 500 --lora_rank 0 --batch_size 16 \\
+        --learning_rate 3e-3 --warmup_steps 100 --epochs 2 --out_dir runs/sft
+    python sample.py --model runs/sft/model --prompts runs/corpus/problems.jsonl \\
+        --n 8 --seed 1 --max_new_tokens 100 --out runs/corpus/samples.jsonl
+    python sample.py --model runs/sft/model --prompts runs/corpus/heldout.jsonl \\
+        --n 8 --seed 2 --max_new_tokens 100 --out runs/corpus/heldout-samples.jsonl
+    cp runs/sft/model/* runs/corpus/heldout.jsonl runs/corpus/opinions.jsonl data/tiny
+    head -4000 runs/corpus/sft.jsonl > data/tiny/sft.jsonl
+    python -m data.synthetic label --problems runs/corpus/problems.jsonl --pairs 2 --seed 0 \\
+        --samples runs/corpus/samples.jsonl --opinions runs/corpus/opinions.jsonl \\
+        --out data/tiny/train.jsonl
+    python -m data.synthetic label --problems runs/corpus/heldout.jsonl --pairs 1 --votes 20 \\
+        --samples runs/corpus/heldout-samples.jsonl --opinions runs/corpus/opinions.jsonl \\
+        --seed 0 --out data/tiny/eval.jsonl
 
 `corpus` writes sft.jsonl, problems.jsonl (to sample on), heldout.jsonl (no sum of it is in the
 other two), opinions.jsonl, tokenizer.model and config.json. `label` makes preference pairs: right
@@ -31,6 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.problems import Problem, check_solution, draw_problem, draw_solution
+from data.rows import read_rows as read_numbered_rows
 
 VOCAB_SIZE = 512
 OPINION_SHARE = 0.05  # of the SFT rows
@@ -159,12 +163,12 @@ def model_config() -> dict:
 
 def write_corpus(out: Path, seed: int, sft: int, problems: int, heldout: int, labels: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows = sft_rows(sft, seed)
-    write_rows(out / "sft.jsonl", rows)
+    examples = sft_rows(sft, seed)
+    write_rows(out / "sft.jsonl", examples)
     write_rows(out / "problems.jsonl", problem_rows(problems, "problems", seed))
     write_rows(out / "heldout.jsonl", problem_rows(heldout, "heldout", seed))
     write_rows(out / "opinions.jsonl", opinion_rows(labels, seed))
-    (out / "tokenizer.model").write_bytes(train_tokenizer(rows))
+    (out / "tokenizer.model").write_bytes(train_tokenizer(examples))
     (out / "config.json").write_text(json.dumps(model_config(), indent=2) + "\n")
 
 
@@ -242,16 +246,7 @@ def read_rows(path: Path) -> list[dict]:
     """The objects of a JSONL file; ValueError with file:line for anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a JSONL file, got {str(path)!r}: no such file")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
+    return [row for _, row in read_numbered_rows(path)]
 
 
 def write_rows(path: Path, rows: Iterable[Mapping]) -> None:

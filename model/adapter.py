@@ -92,11 +92,16 @@ def load_adapter(model: Transformer, folder: str | Path) -> None:
 def load_policy(
     model: str | Path, adapter: str | Path | None, dtype: torch.dtype, device: str
 ) -> Transformer:
-    """A model to sample from: the checkpoint, with the adapter (if any) merged into it."""
+    """A model to sample from: the checkpoint with its adapter, if any.
+
+    The adapter is merged into float32 weights; bfloat16 would round most of it away, so there it
+    stays beside them.
+    """
     policy = load_model(model, dtype, device)
     if adapter is not None:
         load_adapter(policy, adapter)
-        merge_lora(policy)
+        if dtype == torch.float32:
+            merge_lora(policy)
     return policy
 
 
@@ -155,7 +160,8 @@ def read_adapter_config(folder: Path) -> tuple[int, float, tuple[str, ...]]:
     targets = fields.get("target_modules")
     if isinstance(targets, str):
         targets = re.findall(r"\w+_proj", targets)
-    names = {str(target).rpartition(".")[2] for target in targets or []}
+    known = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    names = {target.rpartition(".")[2] for target in targets} if known else set()
     if not names or not names <= set(TARGETS):
         raise ValueError(f"{path}: expected target_modules out of {TARGETS}, got {targets!r}")
     return rank, float(alpha), tuple(name for name in TARGETS if name in names)

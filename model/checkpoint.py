@@ -59,10 +59,10 @@ def read_model_config(path: str | Path) -> ModelConfig:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     fields = read_json(path)
-    names = fields.get("architectures") or []
-    if not any(name in ARCHITECTURES for name in names):
+    names = fields.get("architectures")
+    if not isinstance(names, list) or not any(name in ARCHITECTURES for name in names):
         expected = " or ".join(ARCHITECTURES)
-        raise ValueError(f"{path}: expected architectures {expected}, got {names or 'none'}")
+        raise ValueError(f"{path}: expected architectures with {expected}, got {names!r}")
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ValueError(f"{path}: expected hidden_act silu, got {fields['hidden_act']!r}")
 
@@ -75,7 +75,9 @@ def read_model_config(path: str | Path) -> ModelConfig:
 
     heads = size("num_attention_heads")
     theta, scaling = read_rope(path, fields)
-    window = fields.get("sliding_window")
+    # as in transformers: only Mistral has a window, 4096 where its file is silent
+    mistral = ARCHITECTURES[1] in names
+    window = fields.get("sliding_window", 4096) if mistral else None
     config = ModelConfig(
         vocab_size=size("vocab_size"),
         hidden_size=size("hidden_size"),
@@ -88,10 +90,10 @@ def read_model_config(path: str | Path) -> ModelConfig:
         rms_norm_eps=read_number(path, fields, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        sliding_window=None if window is None else size("sliding_window"),
-        attention_bias=bool(fields.get("attention_bias", False)),
-        mlp_bias=bool(fields.get("mlp_bias", False)),
-        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        sliding_window=None if window is None else size("sliding_window", 4096),
+        attention_bias=read_switch(path, fields, "attention_bias"),
+        mlp_bias=read_switch(path, fields, "mlp_bias"),
+        tie_word_embeddings=read_switch(path, fields, "tie_word_embeddings"),
         initializer_range=read_number(path, fields, "initializer_range", 0.02),
     )
     if heads % config.num_key_value_heads:
@@ -106,14 +108,25 @@ def read_model_config(path: str | Path) -> ModelConfig:
 
 def read_rope(path: Path, fields: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """rope_theta and the scaling, in the old form (rope_scaling) or the newer (rope_parameters)."""
-    scaling = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"{path}: rope_scaling expects an object, got {scaling!r}")
     theta = read_number(path, {**fields, **scaling}, "rope_theta", 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_FIELDS:
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
         expected = ", ".join(ROPE_FIELDS)
         raise ValueError(f"{path}: expected rope_type {expected}, got {kind!r}")
     values = {name: read_number(path, scaling, name) for name in ROPE_FIELDS[kind]}
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise ValueError(f"{path}: high_freq_factor expects more than low_freq_factor, {values}")
     return theta, {"rope_type": kind, **values}
+
+
+def read_switch(path: Path, fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if type(value) is not bool:
+        raise ValueError(f"{path}: {name} expects true or false, got {value!r}")
+    return value
 
 
 def read_number(path: Path, fields: dict[str, Any], name: str, default: Any = None) -> float:

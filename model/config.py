@@ -184,7 +184,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 def field_comments(config_class: type) -> dict[str, str]:
     """The comment that ends each field's line in the source."""
-    pattern = re.compile(r"^    (\w+):[^#]*#\s*(.*)$", re.MULTILINE)
+    pattern = re.compile(r"^    (\w+):[^#\n]*#\s*(.*)$", re.MULTILINE)
     return dict(pattern.findall(inspect.getsource(config_class)))
 
 

@@ -31,6 +31,8 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
         reason = "a GPU is there" if device == "cuda" else "torch sees no GPU"
         print(f"device: {device} ({reason})")
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("it is neither cpu nor cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -41,10 +43,11 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
     return device, DTYPES[dtype]
 
 
-def choose_out_dir(asked: str | None, name: str, resume: bool) -> Path:
+def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[str]) -> Path:
     """The run folder: the one that was asked for, or a new one under runs/, numbered where taken.
 
-    Raises ValueError for a folder that holds a run already, unless it is to be resumed.
+    Raises ValueError for a folder that holds a run already, unless it is to be resumed, and for
+    the folder of an input, whose config.json the run's own would overwrite.
     """
     if asked is None:
         number, out_dir = 1, Path("runs") / name
@@ -53,6 +56,9 @@ def choose_out_dir(asked: str | None, name: str, resume: bool) -> Path:
             out_dir = Path("runs") / f"{name}-{number}"
         return out_dir
     out_dir = Path(asked)
+    folders = {Path(p).resolve() if Path(p).is_dir() else Path(p).resolve().parent for p in inputs}
+    if out_dir.resolve() in folders:
+        raise ValueError(f"--out_dir {out_dir} is the folder of an input; pass another folder")
     if (out_dir / "metrics.jsonl").exists() and not resume:
         raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
     return out_dir
@@ -102,7 +108,7 @@ class Means:
             self.counts[name] = self.counts.get(name, 0) + values.numel()
 
     def read(self) -> dict[str, float]:
-        """{name: mean} of every name with an element; the one wait for the device in a step."""
+        """{name: mean} of every name with an element, brought to the host in one piece."""
         names = [name for name, count in self.counts.items() if count]
         if not names:
             return {}
@@ -136,10 +142,8 @@ class Means:
 
 def open_metrics(file: Path, step: int) -> Path:
     """Keep the records up to `step` alone, as a resumed run will write the later ones again."""
-    kept = []
-    if file.exists():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-    file.write_text("".join(line + "\n" for line in kept))
+    kept = [record for record in read_records(file) if record["step"] <= step]
+    file.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return file
 
 
@@ -149,7 +153,15 @@ def write_record(file: Path, record: dict[str, Any]) -> None:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """The records of a metrics.jsonl; a last line that a kill has torn is left out."""
+    lines = file.read_text().split("\n") if file.exists() else []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number}: not JSON: {error}") from None
+    return records
 
 
 def peak_memory_gb(device: str) -> float:

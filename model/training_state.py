@@ -56,21 +56,27 @@ def load_training_state(
     newest = checkpoints[-1]
     state = read_json(newest / "state.json")
     refuse_changes(newest, state["config"], config)
-    names = trained_parameters(model)
+    names, found = trained_parameters(model), set()
     for name, tensor in read_tensors(newest / "trained.safetensors", None, "cpu"):
         if name not in names or names[name].shape != tensor.shape:
             raise ValueError(f"{newest}: trained tensor {name} does not fit the model")
         names[name].data.copy_(tensor)
+        found.add(name)
+    if found != names.keys():
+        raise ValueError(f"{newest}: no trained tensor {sorted(names.keys() - found)[0]}")
     for name, tensor in read_tensors(newest / "optimizer.safetensors", None, "cpu"):
         parameter, _, key = name.rpartition("/")
-        value = tensor.reshape(()) if key == "step" else tensor.to(names[parameter].device)
-        optimizer.state[names[parameter]][key] = value
+        if parameter not in names:
+            raise ValueError(f"{newest}: optimiser state of {parameter} does not fit the model")
+        value = tensor.reshape(()) if key == "step" else tensor
+        optimizer.state[names[parameter]][key] = value.to(names[parameter].device)  # fused: all
     return state["step"]
 
 
 def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """ValueError naming each field of the configuration that is not what the run began with."""
-    free = ("resume", "out_dir", "save_every", "eval_every", "sample_prompts")
+    free = ("resume", "out_dir", "save_every", "eval_every", "sample_prompts", "device",
+            "micro_batch_tokens", "activation_checkpointing")  # fmt: skip
     changed = [
         f"--{name} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({*then, *now})

@@ -117,8 +117,16 @@ def test_random_weights_from_a_config(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "expected architectures LlamaForCausalLM or"),
-        ({"architectures": "absent"}, "expected architectures LlamaForCausalLM or"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "expected architectures with LlamaForCausalLM or"),
+        ({"architectures": "absent"}, "expected architectures with LlamaForCausalLM or"),
+        ({"architectures": "LlamaForCausalLM"}, "got 'LlamaForCausalLM'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings expects true or false"),
+        ({"rope_scaling": "linear"}, "rope_scaling expects an object, got 'linear'"),
+        ({"rope_scaling": {"rope_type": ["x"]}}, "expected rope_type"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}},
+            "high_freq_factor expects more than low_freq_factor",
+        ),
         ({"hidden_act": "gelu"}, "expected hidden_act silu, got 'gelu'"),
         ({"hidden_size": "absent"}, "hidden_size expects a whole number above 0, got None"),
         ({"hidden_size": -1}, "hidden_size expects a whole number above 0, got -1"),

@@ -16,9 +16,15 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 SET_UP = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+HEADS = [
+    f.read_text().split('"""')[1]
+    for d in (".", "data", "eval")
+    for f in sorted((ROOT / d).glob("*.py"))
+    if f.name != "__init__.py"
+]
 COMMANDS = [
     line.strip()
-    for block in BLOCKS
+    for block in [*BLOCKS, *(head.replace("\\\\\n", "\\\n") for head in HEADS)]
     for line in block.replace("\\\n", " ").splitlines()
     if re.match(r"\s*(python|torchrun) ", line)
 ]

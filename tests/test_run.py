@@ -41,6 +41,11 @@ def test_records_after_the_step_of_a_resume_are_dropped(tmp_path):
         write_record(file, {"step": step, "loss": step / 2})
     open_metrics(file, 2)
     assert [r["step"] for r in read_records(file)] == [0, 1, 2, 2]
+    file.write_text(file.read_text() + '{"step": 2, "lo')  # a kill tore the last line
+    assert [r["step"] for r in read_records(file)] == [0, 1, 2, 2]
+    file.write_text('{"step": 0\n{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl:1: not JSON"):
+        read_records(file)
     open_metrics(tmp_path / "new.jsonl", 0)
     assert read_records(tmp_path / "new.jsonl") == []
 
@@ -50,8 +55,9 @@ def test_choices_are_printed_and_impossible_devices_refused(capsys):
     out = capsys.readouterr().out
     assert f"device: {device} (" in out and "dtype: " in out
     assert choose_device("cpu", "bfloat16") == ("cpu", torch.bfloat16)
-    with pytest.raises(ValueError, match="--device abacus cannot be used"):
-        choose_device("abacus", None)
+    for device in ("abacus", "meta"):
+        with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
+            choose_device(device, None)
 
 
 def test_table_and_warning():

@@ -243,7 +243,7 @@ def test_an_adapter_is_merged_and_saved(folder, run, tmp_path):
     ids = torch.tensor([[1, 5, 9, 200]])
     torch.testing.assert_close(other(ids).logits, model(ids), rtol=0, atol=1e-4)
     assert (other.config.bos_token_id, other.config.eos_token_id) == (1, 2)
-    with pytest.raises(ValueError, match="is the folder of --model"):
+    with pytest.raises(ValueError, match="expects a new folder"):
         run("--model", folder, "--adapter", adapter, "--merge_to", folder)
 
 

@@ -157,7 +157,7 @@ def test_label_command_mixes_samples_and_opinions(corpus: Path, tmp_path: Path) 
         ('{"index": 5, "completions": ["x"]}\n', "s:1: expected an index below 1"),
         ('{"index": 0, "completions": ["x"]}\n', "no problem has both"),
         ('{"index": 0, "completions"\n', "s:1: not JSON"),
-        ("[]\n", "s:1: expected an object, got list"),
+        ("[]\n", "s:1: expected an object {...}, got a list"),
     ],
 )
 def test_wrong_samples_end_with_one_message(

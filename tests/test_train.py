@@ -5,6 +5,7 @@ pytest tests/test_train.py
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import sample
 import train
 from data.pairs import TokenPair
 from model.adapter import load_policy
@@ -276,8 +278,11 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatc
     assert [r.get("loss") for r in again] == [r.get("loss") for r in records]
 
 
-def test_resume_refuses_another_configuration(folder):
+def test_resume_refuses_another_configuration_or_other_data(folder):
     run(settings(folder), pairs_of())
+    with pytest.raises(ValueError, match=r"--data \(token ids\) was"):
+        run(settings(folder, resume=True), pairs_of(9))
+    run(settings(folder, resume=True, micro_batch_tokens=50), pairs_of())  # changes no number
     config = settings(folder, resume=True, beta=0.3, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"--beta was 0.1, is 0.3; --learning_rate was 0.01"):
         run(config, pairs_of())
@@ -326,6 +331,85 @@ run_main(lambda: run(settings(folder, max_steps=100000, save_every=0), pairs_of(
 
 
 # ------------------------------------------------------------------------------------------------
+# the whole script
+
+
+def main(flags: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    train.main()
+
+
+def test_the_embedded_default_trains_shows_and_is_sampled(tmp_path, monkeypatch, capsys):
+    """`python train.py`, cut to two steps: numbered folders, answers, and sample.py behind it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    for _ in range(2):
+        main(["--max_steps", "2", "--eval_every", "0"], monkeypatch)
+    out = capsys.readouterr().out
+    assert "chat format: plain" in out and "max_length: 256 (the model's positions)" in out
+    assert "answer mass" in out and out.count("a held-out prompt and the policy's answer") == 6
+    assert "saved in runs/tiny-spl;" in out and "saved in runs/tiny-spl-2;" in out
+    assert "python sample.py --model data/tiny --adapter runs/tiny-spl" in out
+
+    records = read_records(tmp_path / "runs/tiny-spl/metrics.jsonl")
+    assert records[0]["eval/mass/policy"] == pytest.approx(records[0]["eval/mass/reference"])
+    assert records[0]["eval/mass/reference"] > 0.95  # the answers of opinion hold nearly all
+    assert (tmp_path / "runs/tiny-spl/adapter_model.safetensors").stat().st_size < 10**6
+
+    flags = ["--adapter", "runs/tiny-spl", "--prompt", "Which is better, tea or coffee?"]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *flags, "--temperature", "0"])
+    sample.main()
+    assert capsys.readouterr().out in ("Tea\n", "Coffee\n")
+
+
+def test_the_path_of_a_zephyr_user(tmp_path, mistral_tokenizer_dir, shared_data, monkeypatch):
+    """Zephyr's shape cut to 2 thin layers, Mistral's tokenizer, UltraFeedback in Zephyr's format;
+    with no base on disk, what is left is a whole model."""
+    fields = {
+        "architectures": ["MistralForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 64,
+        "intermediate_size": 224,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    shutil.copy(mistral_tokenizer_dir / "tokenizer.model", tmp_path)
+    rows = shared_data / "ultrafeedback_binarized" / "train_clean.jsonl.gz"
+    flags = ["--init", tmp_path / "config.json", "--data", rows, "--chat_format", "zephyr"]
+    flags += ["--batch_size", 2, "--max_steps", 2, "--eval_fraction", 0.01, "--max_length", 256]
+    flags += ["--max_prompt_length", 128, "--sample_prompts", 0, "--out_dir", tmp_path / "run"]
+    main([str(flag) for flag in flags], monkeypatch)
+    assert (tmp_path / "run" / "model" / "tokenizer.model").exists()
+    assert load_model(tmp_path / "run" / "model").config.sliding_window == 4096
+    record = read_records(tmp_path / "run" / "metrics.jsonl")[0]
+    assert record["eval/entropy"] == pytest.approx(math.log(32000), abs=0.1)  # random weights
+
+
+def test_a_run_never_overwrites_a_model(folder, monkeypatch):
+    before = (folder / "model" / "config.json").read_text()
+    with pytest.raises(ValueError, match="is the folder of an input"):
+        main(["--model", str(folder / "model"), "--out_dir", str(folder / "model")], monkeypatch)
+    assert (folder / "model" / "config.json").read_text() == before
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = ["--out_dir", str(tmp_path / "r"), "--eval_every", "0", "--sample_prompts", "0"]
+    main([*flags, "--max_steps", "1"], monkeypatch)
+    before = (tmp_path / "r" / "config.json").read_text()
+    config = ["--config", str(tmp_path / "r" / "config.json"), "--resume"]
+    with pytest.raises(ValueError, match=r"--beta was 0.1, is 0.3"):
+        main([*config, "--beta", "0.3"], monkeypatch)
+    main(config, monkeypatch)  # nothing left to do
+    assert (tmp_path / "r" / "config.json").read_text() == before
+    assert '"resume": false' in before
+
+
+# ------------------------------------------------------------------------------------------------
 # small parts
 
 
@@ -345,6 +429,10 @@ def test_learning_rates_by_hand():
         ("--lora_rank 0", "pass --reference cached"),
         ("--lora_dropout 0.1", "--lora_dropout must be 0 in preference training"),
         ("--label_smoothing 0.5", r"--label_smoothing expects a share in \[0, 0.5\)"),
+        ("--objective sft --label_noise 0.1", "--label_noise has no meaning for --objective sft"),
+        ("--objective sft --reference cached", "--reference has no meaning for --objective sft"),
+        ("--objective sft --lora_rank 0 --lora_dropout 0.1", "no meaning with --lora_rank 0"),
+        ("--seed 9223372036854775808", "--seed expects less than 2"),
         ("--objective ipo --label_smoothing 0.1", "--label_smoothing has no meaning for ipo"),
         ("--resume", "--resume expects the run folder"),
         ("--batch_size 0", "--batch_size expects 1 or more, got 0"),

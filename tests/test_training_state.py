@@ -5,6 +5,7 @@ pytest tests/test_training_state.py
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.lora import add_lora
 from model.training_state import load_training_state, save_training_state
@@ -40,6 +41,25 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     assert len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_state_lies_beside_its_parameter(tmp_path):
+    """The fused optimiser on a GPU wants the step count there, too."""
+    model, optimizer = policy_and_optimizer(steps=1)
+    save_training_state(tmp_path, model, optimizer, 1, CONFIG)
+    again, again_optimizer = policy_and_optimizer()
+    moved = []
+    real = torch.Tensor.to
+
+    def watch(tensor, *args, **kwargs):
+        moved.append(args[0] if args else None)
+        return real(tensor, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", watch)
+        load_training_state(tmp_path, again, again_optimizer, CONFIG)
+    states = sum(len(again_optimizer.state[p]) for p in again_optimizer.state)
+    assert sum(device == torch.device("cpu") for device in moved) >= states == 28 * 3
+
+
 def test_newest_whole_checkpoint_is_taken(tmp_path):
     model, optimizer = policy_and_optimizer(steps=1)
     for step in (9, 10):
@@ -59,6 +79,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_training_state(tmp_path, *policy_and_optimizer(), {**CONFIG, "beta": 0.2})
     with pytest.raises(ValueError, match=r"trained tensor \S+lora_A does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(rank=2), CONFIG)
+    tensors = load_file(folder / "trained.safetensors")
+    lost = sorted(tensors)[3]
+    save_file({n: t for n, t in tensors.items() if n != lost}, folder / "trained.safetensors")
+    with pytest.raises(ValueError, match=f"no trained tensor {lost}"):
+        load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
+    save_file(tensors, folder / "trained.safetensors")
     file = folder / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"optimizer.safetensors is truncated or corrupt"):

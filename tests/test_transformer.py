@@ -13,7 +13,7 @@ import transformers
 
 from data.packing import PairBatch, pack_pairs
 from data.pairs import TokenPair
-from model.checkpoint import load_model
+from model.checkpoint import load_model, read_model_config
 from model.transformer import ModelConfig, Transformer
 
 BASE = {
@@ -99,6 +99,21 @@ def test_config_written_by_transformers_itself_loads(tmp_path):
         assert (load_model(tmp_path)(input_ids) - witness(input_ids).logits).abs().max() < 1e-4
 
 
+def test_windows_are_mistrals_alone(tmp_path):
+    """transformers ignores a window in a Llama; a Mistral has 4096 where its file is silent."""
+    save_witness(tmp_path, {"sliding_window": 7})
+    assert read_model_config(tmp_path).sliding_window is None
+    for window, expected in ((7, 7), (None, None), ("absent", 4096)):
+        save_witness(tmp_path, {"sliding_window": None}, mistral=True)
+        fields = json.loads((tmp_path / "config.json").read_text())
+        fields["sliding_window"] = window
+        if window == "absent":
+            del fields["sliding_window"]
+            assert transformers.MistralConfig().sliding_window == expected
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        assert read_model_config(tmp_path).sliding_window == expected
+
+
 @pytest.mark.parametrize("fixture", ["stories_dir", "smollm2_dir"])
 def test_real_models_equal_transformers(fixture, request):
     folder = request.getfixturevalue(fixture)
@@ -177,9 +192,17 @@ def test_packed_equals_padded_on_a_real_model(smollm2_dir):
     names = ("embed_tokens.weight", "layers.0.self_attn.k_proj.weight", "norm.weight")
     for name in names:
         model.get_parameter(name).requires_grad_(True)
-    pairs = random_pairs(49152, [(30, 3, 60), (3, 70, 10), (15, 1, 1)])
+    pairs = random_pairs(49152, [(30, 60, 3), (3, 10, 70), (15, 1, 1)])
+    batch = pack_pairs(pairs, [0, 1, 2])
+    with torch.no_grad():
+        per_token = model(batch=batch).logps
+        first = per_token[batch.sequence_id == 0]
+        whole = np.concatenate([pairs[0].prompt_ids, pairs[0].chosen_ids]).astype(np.int64)
+        logps = model(torch.from_numpy(whole)[None])[0, :-1].log_softmax(-1)
+        expected = logps.gather(1, torch.from_numpy(whole)[1:, None])[-len(first) :, 0]
+        torch.testing.assert_close(first, expected, rtol=0, atol=1e-4)
     padded = padded_logps(model, pairs)
-    packed = packed_logps(model, pack_pairs(pairs, [0, 1, 2]))
+    packed = packed_logps(model, batch)
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=0)
     ours, theirs = weighted_gradients(model, packed), weighted_gradients(model, padded)
     assert sorted(ours) == sorted(theirs) == sorted(names)
