@@ -100,7 +100,7 @@ class TrainConfig:
     schedule: str = "cosine"  # constant, linear or cosine: to zero behind the last step
     warmup_steps: int = 10  # steps over which the learning rate rises to its full value
     max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
-    weight_decay: float = 0.0  # AdamW
+    weight_decay: float = 0.0  # of AdamW, per unit of learning rate
     seed: int = 0  # of the order of the data, the adapters and the label noise
     dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one

@@ -201,8 +201,10 @@ def read_template(path: Path) -> tuple[str | None, Path | None]:
     file = path / "tokenizer_config.json"
     template = read_config(path).get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default", "")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), "")
+    if not isinstance(template, str | None):
+        raise ValueError(f"{file}: chat_template expects a text, got {template!r}")
     return template, file
 
 

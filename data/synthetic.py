@@ -162,6 +162,8 @@ def model_config() -> dict:
 
 
 def write_corpus(out: Path, seed: int, sft: int, problems: int, heldout: int, labels: int) -> None:
+    if min(sft, problems, heldout, labels) < 1:
+        raise ValueError("--sft, --problems, --heldout and --labels expect 1 or more")
     out.mkdir(parents=True, exist_ok=True)
     examples = sft_rows(sft, seed)
     write_rows(out / "sft.jsonl", examples)
@@ -218,9 +220,12 @@ def write_pairs(
     without replacement from those it has; None takes them all.
     """
     problem_list, rng, pairs = read_rows(problems), random.Random(f"{seed} label"), []
-    for line, sample in enumerate(read_rows(samples), start=1):
+    sampled = read_rows(samples)
+    check_keys(samples, sampled, {"index": int, "completions": list})
+    check_keys(problems, problem_list, {"prompt": str, "answer": int})
+    for line, sample in enumerate(sampled, start=1):
         index = sample.get("index")
-        if not isinstance(index, int) or not 0 <= index < len(problem_list):
+        if not 0 <= index < len(problem_list):
             raise ValueError(
                 f"{samples}:{line}: expected an index below {len(problem_list)}, the rows of "
                 f"{problems}, got {index!r}; pass the --problems that the samples were made from"
@@ -228,7 +233,10 @@ def write_pairs(
         pairs += label_samples(problem_list[index], sample["completions"], limit, rng)
     from_samples = len(pairs)
     if opinions is not None:
-        for labels in map(opinion_pairs, read_rows(opinions)):
+        questions = read_rows(opinions)
+        kinds = {"prompt": str, "answers": list, "labels": int, "first_preferred": int}
+        check_keys(opinions, questions, kinds)
+        for labels in map(opinion_pairs, questions):
             pairs += labels if votes is None else rng.sample(labels, min(votes, len(labels)))
     if not pairs:
         raise ValueError(f"{samples}: no problem has both a right and a wrong sample; raise --n")
@@ -247,6 +255,15 @@ def read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a JSONL file, got {str(path)!r}: no such file")
     return [row for _, row in read_numbered_rows(path)]
+
+
+def check_keys(path: Path, rows: Sequence[Mapping], kinds: Mapping[str, type]) -> None:
+    """ValueError with file:line for a row without one of the keys, or with another type there."""
+    for line, row in enumerate(rows, start=1):
+        for key, kind in kinds.items():
+            if type(row.get(key)) is not kind:
+                got = type(row.get(key)).__name__
+                raise ValueError(f"{path}:{line}: {key}: expected {kind.__name__}, got {got}")
 
 
 def write_rows(path: Path, rows: Iterable[Mapping]) -> None:

@@ -91,15 +91,27 @@ class CheckpointFiles:
         self.paths = [folder / n for n in COPIED_FILES if (folder / n).is_file()] if folder else []
         self.config = self.read("tokenizer_config.json")
         self.spec = self.read("tokenizer.json")
-        decoder = self.config.get("added_tokens_decoder") or {}
-        entries = [{"id": int(id), **entry} for id, entry in decoder.items()]
-        entries += self.spec.get("added_tokens") or []
+        entries = self.added_entries()
         self.added = {entry["content"]: entry["id"] for entry in entries}
         self.added |= self.read("added_tokens.json")
         self.special = {entry["content"] for entry in entries if entry.get("special")}
         self.special |= {token for token in self.added if MARKER.fullmatch(token)}
         self.special |= named_tokens(self.config)
         self.special |= named_tokens(self.read("special_tokens_map.json"))
+
+    def added_entries(self) -> list[dict]:
+        """The added tokens of both files, each with its content and id."""
+        try:
+            decoder = self.config.get("added_tokens_decoder") or {}
+            entries = [{"id": int(id), **entry} for id, entry in decoder.items()]
+            entries += self.spec.get("added_tokens") or []
+            assert all(isinstance(e["content"], str) and type(e["id"]) is int for e in entries)
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{self.folder}: added tokens expect an id and a content each, in "
+                "tokenizer_config.json (added_tokens_decoder) and tokenizer.json (added_tokens)"
+            ) from None
+        return entries
 
     def read(self, name: str) -> dict:
         path = self.folder / name if self.folder else None

@@ -191,6 +191,8 @@ def main() -> None:
         if (value := getattr(config, flag)) is not None and value < 1:
             raise ValueError(f"--{flag} expects 1 or more, got {value}")
     problems = read_problems(Path(config.data), config.limit)
+    baseline = Path(config.baseline) / "items.jsonl" if config.baseline is not None else None
+    baseline_items = read_rows(baseline) if baseline is not None else None  # before the sampling
     if config.samples is None:
         completions = sample_completions(config, [problem["prompt"] for problem in problems])
         rows = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
@@ -201,10 +203,14 @@ def main() -> None:
     rows = zip(problems, completions, strict=True)
     items = [score_problem(index, *row) for index, row in enumerate(rows)]
     metrics = summarize(metric_values(items))
-    if config.baseline is not None:
-        metrics |= compare(items, read_rows(Path(config.baseline) / "items.jsonl"))
+    if baseline_items is not None:
+        metrics |= compare(items, baseline_items)
     digest = hashlib.sha256(Path(config.data).read_bytes()).hexdigest()
-    write_results(Path(config.out), asdict(config) | {"data_sha256": digest}, items, metrics)
+    settings = asdict(config) | {"data_sha256": digest}
+    if config.samples is not None:  # made elsewhere: how is not known here
+        made = ("model", "adapter", "n", "temperature", "max_new_tokens", "seed", "device")
+        settings |= dict.fromkeys(made)
+    write_results(Path(config.out), settings, items, metrics)
     print_table(metrics)
     print(f"{len(items)} problems, 95% intervals over problems; details in {config.out}")
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import sample
 from data.synthetic import read_rows
+from eval import arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,3 +115,25 @@ def test_baseline_of_other_problems_is_refused(tmp_path: Path) -> None:
     score(tmp_path, COMPLETIONS, "a")
     with pytest.raises(AssertionError, match="--baseline has other problems"):
         score(tmp_path, COMPLETIONS[:2], "b", "--baseline", str(tmp_path / "a"))
+
+
+def test_samples_are_those_of_sample_py(tmp_path, monkeypatch):
+    """The same seeds, prompts and policy give the completions that sample.py writes."""
+    problems = tmp_path / "problems.jsonl"
+    lines = (ROOT / "data" / "tiny" / "heldout.jsonl").read_text().splitlines()[:3]
+    problems.write_text("".join(line + "\n" for line in lines))
+    common = ["--model", str(ROOT / "data" / "tiny"), "--n", "2", "--seed", "5"]
+    common += ["--max_new_tokens", "80"]
+    argv = ["arithmetic", *common, "--data", str(problems), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    arithmetic.main()
+    out = tmp_path / "samples.jsonl"
+    argv = ["sample.py", *common, "--prompts", str(problems), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    sample.main()
+    ours = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").open()]
+    theirs = [json.loads(line) for line in out.open()]
+    assert [r["completions"] for r in ours] == [r["completions"] for r in theirs]
+    assert len(ours) == 3 and all("####" in text for r in ours for text in r["completions"])
+    settings = json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]
+    assert settings["n"] == 2 and settings["seed"] == 5

@@ -3,12 +3,16 @@
 pytest tests/test_config.py
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
 import pytest
 
-from model.config import parse_config, run_main, to_json
+import sample
+import train
+from eval import arithmetic
+from model.config import field_comments, parse_config, run_main, to_json
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,13 @@ def test_help_is_the_comments(capsys):
     out = capsys.readouterr().out
     assert stop.value.code == 0
     assert "--beta [0.1]    weight of the reference" in out and "what to read" in out
+
+
+def test_every_flag_of_every_script_has_its_help():
+    for script in (train.TrainConfig, sample.SampleConfig, arithmetic.ArithmeticConfig):
+        comments = field_comments(script)
+        assert comments.keys() == {field.name for field in dataclasses.fields(script)}
+        assert all(len(comment) > 5 for comment in comments.values())
 
 
 def test_a_users_mistake_is_one_message_and_exit_code_2(capsys):
