@@ -104,7 +104,7 @@ def load_ours(config: train.TrainConfig, spread: float) -> tuple[Transformer, li
     tokenizer = load_tokenizer(config.model)
     chat_format, _ = detect_chat_format(config.model, tokenizer)
     model = train.build_policy(config, torch.float32, "cpu")
-    pairs, _ = train.load_pairs(config, tokenizer, chat_format, model.config.vocab_size)
+    pairs, _ = train.load_pairs(config, tokenizer, chat_format, model.config)
     generator = torch.Generator().manual_seed(5)
     for _, layer in lora_layers(model):
         layer.lora_B.data += spread * torch.randn(layer.lora_B.shape, generator=generator)
