@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -162,10 +161,7 @@ def examples_of_row(row: dict, where: str) -> list[Pair | str]:
     return examples
 
 
-AnyPair = TypeVar("AnyPair", Pair, TokenPair)
-
-
-def flip_labels(pairs: Sequence[AnyPair], fraction: float, seed: int) -> list[AnyPair]:
+def flip_labels(pairs: Sequence[Pair], fraction: float, seed: int) -> list[Pair]:
     """The pairs with chosen and rejected swapped in exactly round(fraction * len(pairs)) of them.
 
     Which ones depends on (seed, number of pairs) alone.
@@ -175,7 +171,8 @@ def flip_labels(pairs: Sequence[AnyPair], fraction: float, seed: int) -> list[An
     flipped = list(pairs)
     rng = np.random.default_rng(seed)
     for i in rng.choice(len(flipped), size=round(fraction * len(flipped)), replace=False):
-        flipped[i] = swap_labels(flipped[i])
+        pair = flipped[i]
+        flipped[i] = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
     return flipped
 
 
@@ -194,12 +191,6 @@ def split_by_prompt(
     if not sides[0]:
         raise ValueError(f"--eval_fraction {fraction} leaves no training pairs of {len(pairs)}")
     return sides
-
-
-def swap_labels(pair: AnyPair) -> AnyPair:
-    if isinstance(pair, TokenPair):
-        return replace(pair, chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)
-    return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
 
 
 # ---------------------------------------------------------------------------------------------

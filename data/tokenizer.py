@@ -18,6 +18,7 @@ split_special_tokens=True. Conventions:
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def named_tokens(source: dict) -> set[str]:
     return {spelling(entry) for entry in entries}
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Made by `load_tokenizer`.
 
     bos_id, eos_id:        from tokenizer_config.json, else special_tokens_map.json, else the
@@ -181,9 +182,9 @@ class Tokenizer:
         """Ids of a text that follows earlier tokens: no dummy prefix, its own spaces only."""
         return self.encode_batch([text], prefix=False)[0]
 
+    @abstractmethod
     def encode_batch(self, texts: Sequence[str], prefix: bool) -> list[list[int]]:
         """Many texts in parallel; prefix: as in `encode`, otherwise as in continuations."""
-        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
         """decode(encode(a) + encode_continuation(b)) == a + b."""
@@ -213,8 +214,9 @@ class Tokenizer:
             run = []
         return "".join(texts)
 
+    @abstractmethod
     def _decode_run(self, ids: list[int], prefix: bool) -> str:
-        raise NotImplementedError
+        """Text of ids without a special token among them."""
 
     def _name_tokens(self, files: CheckpointFiles, spelled: dict[int, str]) -> None:
         """Sets bos and eos. spelled: id -> token, for ids that are known by number only."""

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from data.chat import CHAT_FORMATS, bind_tokens, encode_completion, encode_prompt
-from data.pairs import Pair, TokenPair, flip_labels, read_pairs, tokenize_pairs, truncate
+from data.pairs import (
+    Pair,
+    TokenPair,
+    flip_labels,
+    read_pairs,
+    split_by_prompt,
+    tokenize_pairs,
+    truncate,
+)
 from data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -379,13 +387,16 @@ def test_flip_labels() -> None:
             flip_labels(pairs, fraction, seed=0)
 
 
-def test_flip_labels_of_tokens_flips_the_same_pairs() -> None:
-    pairs = [Pair((user("p"),), f"c{i}", f"r{i}", f"f:{i}") for i in range(20)]
-    a, b, c = (np.array([i], dtype=np.int32) for i in range(3))
-    tokens = [TokenPair(a, b, c, pair.source) for pair in pairs]
-    texts = [pair.chosen[0] == "r" for pair in flip_labels(pairs, 0.4, seed=1)]
-    ids = [pair.chosen_ids is c for pair in flip_labels(tokens, 0.4, seed=1)]
-    assert texts == ids and sum(ids) == 8
+def test_no_prompt_is_on_both_sides_and_more_data_moves_none() -> None:
+    pairs = [Pair((user(f"p{i // 2}"),), f"c{i}", f"r{i}", f"f:{i}") for i in range(2000)]
+    kept, held_out = split_by_prompt(pairs, 0.1, seed=0)
+    assert len(kept) + len(held_out) == 2000
+    assert not {repr(pair.prompt) for pair in kept} & {repr(pair.prompt) for pair in held_out}
+    assert 140 <= len(held_out) <= 260  # 100 prompts of two pairs, give or take three deviations
+    first_half = [pair for pair in held_out if pair in pairs[:1000]]
+    assert split_by_prompt(pairs[:1000], 0.1, seed=0)[1] == first_half
+    assert split_by_prompt(pairs, 0.1, seed=1)[1] != held_out
+    assert split_by_prompt(pairs, 0.0, seed=0) == (pairs, [])
 
 
 # ---------------------------------------------------------------------------------------------
