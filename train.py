@@ -11,7 +11,6 @@ The equations are in model/objective.py; what a batch looks like, in data/packin
 
 import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
-from data.packing import PairBatch, epoch_batches, pack_step, step_indices, steps_per_epoch
+from data.packing import (
+    PairBatch,
+    epoch_batches,
+    pack_step,
+    step_indices,
+    steps_per_epoch,
+    to_device,
+)
 from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
 from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -33,32 +39,31 @@ from model.checkpoint import (
 )
 from model.config import parse_config, run_main, to_json
 from model.generate import completion_seeds, generate
+from model.logbook import (
+    Means,
+    Metrics,
+    Step,
+    StepLog,
+    before_and_after,
+    evaluation_line,
+    open_metrics,
+    read_records,
+    write_record,
+)
+from model.logps import HEAD_KERNELS, HeadOptions
 from model.lora import TARGETS, add_lora, merge_lora
 from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
-from model.run import (
-    Interrupt,
-    Means,
-    before_and_after,
-    choose_device,
-    choose_out_dir,
-    evaluation_line,
-    open_metrics,
-    peak_memory_gb,
-    read_records,
-    show,
-    write_record,
-    write_run_config,
-)
+from model.run import Interrupt, choose_device, choose_out_dir, write_run_config
 from model.training_state import load_training_state, save_training_state, trained_parameters
 from model.transformer import ModelConfig, Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
 AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
-                "max_prompt_length")  # fmt: skip
+                "max_prompt_length", "head_workspace_mib")  # fmt: skip
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
-                 "max_grad_norm", "weight_decay", "sft_weight")  # fmt: skip
+                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
 PAIRS_ONLY = ("label_noise", "label_smoothing", "sft_weight", "reference")  # not for sft
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
@@ -105,6 +110,10 @@ class TrainConfig:
     dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     activation_checkpointing: bool = False  # recompute each block in the backward pass
+    keep_every: int = 0  # with checkpointing, keep every n-th block's activations; 0: of none
+    head_kernel: str = "auto"  # cuda, torch, or auto: cuda where it runs
+    head_workspace_mib: int = 256  # memory for logits, at most
+    compile: bool = False  # torch.compile for the blocks, attention left out
 
     eval_every: int = 50  # steps between evaluations; 0: before the first and after the last alone
     save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C alone
@@ -154,6 +163,7 @@ def check_config(config: TrainConfig) -> None:
 
     expect(config.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}")
     expect(config.reference in ("online", "cached"), "reference", "online or cached")
+    expect(config.head_kernel in HEAD_KERNELS, "head_kernel", f"one of {', '.join(HEAD_KERNELS)}")
     expect(config.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
     formats = ("auto", *CHAT_FORMATS)
@@ -238,6 +248,10 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
         rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
         add_lora(model, rank, alpha, targets, config.lora_dropout, config.seed)
     model.checkpoint_activations = config.activation_checkpointing
+    model.keep_every = config.keep_every
+    model.head = HeadOptions(config.head_workspace_mib * 2**20, config.head_kernel)
+    if config.compile:
+        model.compile_blocks()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     print(
@@ -284,8 +298,9 @@ def train(
         evaluate(config, model, eval_pairs, eval_reference, 0, metrics_file)
 
     bar = tqdm(range(first_step, total_steps), initial=first_step, total=total_steps, unit="step")
+    log = StepLog(metrics_file, bar, pairs, device)
+    skip = torch.zeros((), device=device)  # 1 from the first step on that is no finite number
     for step in bar:
-        started = time.perf_counter()
         torch.manual_seed(config.seed + step)  # dropout, where there is any
         model.train()
         optimizer.param_groups[0]["lr"] = lr = learning_rate(config, step, total_steps)
@@ -297,23 +312,22 @@ def train(
             (losses.sum() / normaliser).backward()
             means.add(metrics, batch.pair_ids)
             tokens += len(batch.input_ids)
-        max_norm = config.max_grad_norm or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, max_norm).item()
-        record = means.read()
-        means.check_finite(step + 1, record, grad_norm, pairs)
+        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+        skip = torch.maximum(skip, means.not_finite(grad_norm))
+        optimizer.found_inf = skip
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        log.add(Step(step + 1, means, grad_norm, lr, tokens, len(indices)))
 
-        seconds = time.perf_counter() - started
-        record |= {"grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens / seconds}
-        record |= {"pairs_per_s": len(indices) / seconds, "peak_memory_gb": peak_memory_gb(device)}
-        write_record(metrics_file, {"step": step + 1, **record})
-        show(bar, record)
         last = step + 1 == total_steps
-        if eval_pairs and (last or (config.eval_every and (step + 1) % config.eval_every == 0)):
+        if eval_pairs and (last or is_due(step + 1, config.eval_every)):
+            log.flush()
             evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file)
-        if last or interrupt.asked or (config.save_every and (step + 1) % config.save_every == 0):
+            log.restart_clock()
+        if last or interrupt.asked or is_due(step + 1, config.save_every):
+            log.flush()
             save_training_state(out_dir, model, optimizer, step + 1, identity)
+            log.restart_clock()
         if interrupt.asked and not last:
             bar.close()
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
@@ -322,19 +336,25 @@ def train(
     interrupt.restore()
 
 
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
 def compute_losses(
     config: TrainConfig, model: Transformer, batch: PairBatch, reference: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective's losses (B,) and what is logged of it: {name: values to be averaged}."""
+) -> tuple[Tensor, Metrics]:
+    """The objective's losses (B,) and what is logged of it, to be averaged."""
     if config.objective != "sft" and reference is None:
         ref_logps = reference_logps(model, batch)  # (2B,)
     elif config.objective != "sft":
-        ref_logps = reference[batch.pair_ids].T.flatten().to(batch.lengths.device)  # (2B,)
+        ref_logps = reference[batch.pair_ids].T.flatten()  # (2B,)
+        ref_logps = to_device(ref_logps, batch.lengths.device)
     stats = model(batch=batch)
     policy_logps = batch.sum_by_sequence(stats.logps)  # (2B,)
     chosen_logps = policy_logps[: len(batch)]
     chosen_lengths, rejected_lengths = batch.lengths.chunk(2)
-    metrics = {"entropy": stats.entropy, "lengths/chosen": chosen_lengths}
+    metrics = {"entropy": stats.entropy, "token_accuracy": stats.hits}
+    metrics["lengths/chosen"] = chosen_lengths
     if config.objective == "sft":
         metrics |= {"loss": -stats.logps.detach(), "logps/chosen": chosen_logps.detach()}
         return -chosen_logps, metrics

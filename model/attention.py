@@ -4,8 +4,14 @@ A packed row holds many completions without padding. A segment `(start, stop, pr
 prefix_stop)` says who sees whom: the queries [start, stop) attend causally to themselves and fully
 to the prefix [prefix_start, prefix_stop), which they continue. A prompt with its chosen completion
 is one segment without a prefix; the rejected completion is a second one with the prompt as prefix.
+
+Two ways with one meaning: on CUDA, in half precision, all segments are the sequences of one launch
+of flash attention (`torch.nn.attention.varlen`); elsewhere they are grouped into blocks of rows.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +21,7 @@ from torch import Tensor
 Segment = tuple[int, int, int, int]
 
 MASKED_ROWS = 256  # a masked block has at most so many: beyond, what the mask hides costs too much
+VARLEN_HEAD_SIZE = 256  # of flash attention, at most
 SLOTS = 64  # a cache is read in multiples of this many positions, so that sums keep their order
 BLOCK = 128  # and its values are summed over so many at a time: MKL splits sums of over 192
 
@@ -28,20 +35,78 @@ class Block:
     mask: Tensor | None  # (rows, rows) bool, True where seen; None: segment by segment
 
 
-def plan_blocks(segments: list[Segment], window: int | None, device: torch.device) -> list[Block]:
-    """Short pairs share one product behind a mask; long ones go segment by segment.
+@dataclass(frozen=True)
+class Sequences:
+    """The N segments as sequences of one launch, each with the keys [prefix | segment]."""
+
+    key_rows: Tensor | None  # (S,) int64, the row of each key; None: the rows as they lie
+    query_starts: Tensor  # (N + 1,) int32
+    key_starts: Tensor  # (N + 1,) int32
+    longest_query: int
+    longest_keys: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The segments in blocks of rows that are computed one after the other."""
+
+    blocks: list[Block]
+
+
+Plan = Blocks | Sequences
+
+
+def plan_attention(
+    segments: list[Segment], window: int | None, like: Tensor, head_dim: int
+) -> Plan:
+    """How the queries of a packed row, of the device and dtype of `like`, will be attended.
 
     segments: they follow each other from row 0; a prefix is the beginning of an earlier segment.
     window: a token sees itself and at most window - 1 tokens before it (None: all); a segment's
     prefix counts as lying directly before it.
     """
+    half = like.dtype in (torch.bfloat16, torch.float16)
+    if like.device.type == "cuda" and half and head_dim <= VARLEN_HEAD_SIZE:
+        return plan_sequences(segments, like.device)
+    return plan_blocks(segments, window, like.device)
+
+
+def plan_sequences(segments: list[Segment], device: torch.device) -> Sequences:
+    key_rows, query_lengths, key_lengths = [], [], []
+    for start, stop, prefix_start, prefix_stop in segments:
+        key_rows += [torch.arange(prefix_start, prefix_stop), torch.arange(start, stop)]
+        query_lengths.append(stop - start)
+        key_lengths.append(stop - start + prefix_stop - prefix_start)
+    shared = query_lengths != key_lengths
+    return Sequences(
+        send(torch.cat(key_rows), device) if shared else None,
+        send(starts(query_lengths), device),
+        send(starts(key_lengths), device),
+        max(query_lengths),
+        max(key_lengths),
+    )
+
+
+def starts(lengths: list[int]) -> Tensor:
+    """Where each sequence begins, and where the last one ends: (N + 1,) int32."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """To the device, through pinned memory where it is CUDA, so that the host does not wait."""
+    values = values.pin_memory() if device.type == "cuda" else values
+    return values.to(device, non_blocking=True)
+
+
+def plan_blocks(segments: list[Segment], window: int | None, device: torch.device) -> Blocks:
+    """Short pairs share one product behind a mask; long ones go segment by segment."""
     blocks: list[list[Segment]] = []
     for group in continued(segments):
         if blocks and group[-1][1] - blocks[-1][0][0] <= MASKED_ROWS:
             blocks[-1] += group
         else:
             blocks.append(list(group))
-    return [make_block(block, window, device) for block in blocks]
+    return Blocks([make_block(block, window, device) for block in blocks])
 
 
 def continued(segments: list[Segment]) -> list[list[Segment]]:
@@ -70,17 +135,51 @@ def make_block(segments: list[Segment], window: int | None, device: torch.device
         positions[start:stop] = torch.arange(stop - start) + (prefix_stop - prefix_start)
     if window is not None:
         seen &= positions[:, None] - positions < window
-    return Block(rows, segments, seen.to(device))
+    return Block(rows, segments, send(seen, device))
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], window: int | None
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, window: int | None) -> Tensor:
     """Causal attention inside each segment of a packed row.
 
-    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; blocks: of `plan_blocks`,
+    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; plan: of `plan_attention`,
     with the same window. out: (T, H, E)
     """
+    if isinstance(plan, Sequences):
+        return attend_sequences(query, key, value, plan, window)
+    return attend_blocks(query, key, value, plan.blocks, window)
+
+
+def attend_sequences(
+    query: Tensor, key: Tensor, value: Tensor, plan: Sequences, window: int | None
+) -> Tensor:
+    """All segments in one launch; the queries are the last ones of their keys, and causal."""
+    if plan.key_rows is not None:  # a prompt's keys are gathered twice at most
+        key, value = key.index_select(0, plan.key_rows), value.index_select(0, plan.key_rows)
+    return flash_attention()(
+        query,
+        key,
+        value,
+        plan.query_starts,
+        plan.key_starts,
+        plan.longest_query,
+        plan.longest_keys,
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+
+
+@functools.cache
+def flash_attention() -> Callable[..., Tensor]:
+    """`varlen_attn` with shared key heads; imported where it is used, as that takes seconds."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # from torch 2.12 on
+        return functools.partial(varlen_attn, enable_gqa=True)
+    return varlen_attn
+
+
+def attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], window: int | None
+) -> Tensor:
     sizes = [block.rows for block in blocks]
     pieces = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
     outputs = []

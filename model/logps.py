@@ -6,110 +6,213 @@ workspace in chunks. With a frozen head the gradient with respect to the hidden 
     d logp_y / d hidden = (1[y] - p) @ head_weight,
 
 is made in the forward pass while the logits are at hand, and the backward pass only scales its
-rows: two matrix products in all. A trained head recomputes the logits in the backward pass: one
-product forward, three backward. `token_logps_ref` is the definition.
+rows: two matrix products in all. A trained head, or a gradient through the entropy, makes the
+logits again in the backward pass: one product forward, two or three backward. `token_logps_ref` is
+the definition.
+
+What stands between the products, from a chunk's logits to its statistics and its gradient, is one
+kernel on CUDA (csrc/logps.cu), elsewhere a few torch operations on rows that stay in the cache.
+Both take 1 - p_y as the sum of the other tokens' probabilities and not as a difference, so that
+log p_y and its gradient keep float32's relative precision where p_y is near 1.
 """
 
+import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 WORKSPACE_BYTES = 256 * 2**20  # at most, for one chunk's logits
-CHUNK_ROWS = 256  # at most; more rows fall out of the CPU's caches
+CPU_CHUNK_ROWS = 128  # at most on a CPU; more rows fall out of its caches, fewer starve the product
+CPU_CACHE_BYTES = 2 * 2**20  # of logits that the torch operations take at a time
+ROW_ALIGNMENT = 16  # bytes: where each row of the workspace begins
+HEAD_KERNELS = ("auto", "cuda", "torch")
+KERNEL_SOURCE = Path(__file__).parent / "csrc" / "logps.cu"
+THREADS = 512  # of the block that takes a row, as in the source
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+class HeadOptions(NamedTuple):
+    """How the head computes; none of it changes what is computed."""
+
+    workspace_bytes: int = WORKSPACE_BYTES  # for one chunk's logits; one row is the least
+    kernel: str = "auto"  # cuda, torch, or auto: cuda where it runs
+
+
+DEFAULTS = HeadOptions()
 
 
 class TokenStats(NamedTuple):
-    """Of each target token, under the policy that predicts it."""
+    """Of each target token, under the policy that predicts it; float64 from float64."""
 
-    logps: Tensor  # (C,) float32 (float64 for float64 hidden states)
-    entropy: Tensor  # (C,) nats of the whole next-token distribution; carries no gradient
+    logps: Tensor  # (C,) float32
+    entropy: Tensor  # (C,) float32, nats of the whole next-token distribution
+    hits: Tensor  # (C,) float32, 1 where no token is likelier than the target, else 0
 
 
 def token_logps_ref(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> TokenStats:
     """The definition, with whole logits.
 
     hidden: (C, D), head_weight: (V, D), targets: (C,) in [0, V)
-    out: logps (C,), entropy (C,)
     """
-    logits = accumulate(hidden @ head_weight.to(hidden.dtype).T)  # (C, D) x (D, V) -> (C, V)
-    logps = logits.log_softmax(dim=-1)
-    entropy = -(logps.exp() * logps).sum(dim=-1)
-    return TokenStats(logps.gather(1, targets[:, None]).squeeze(1), entropy.detach())
+    logits = hidden @ head_weight.to(hidden.dtype).T  # (C, D) x (D, V) -> (C, V)
+    logits = logits.to(wide_dtype(hidden))
+    log_probabilities = logits.log_softmax(dim=-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    logps = log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    hits = logps >= log_probabilities.amax(dim=-1)
+    return TokenStats(logps, entropy, hits.to(logps.dtype))
 
 
 def token_logps(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, with_gradient: bool | None = None
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    with_gradient: bool | None = None,
+    entropy_gradient: bool = False,
+    options: HeadOptions = DEFAULTS,
 ) -> TokenStats:
     """The same numbers through a bounded workspace.
 
-    hidden: (C, D), head_weight: (V, D), targets: (C,) in [0, V)
+    hidden: (C, D), head_weight: (V, D), targets: (C,) in [0, V); a target out of range gives NaN.
     with_gradient: make the hidden states' gradient in the forward pass; None: where autograd
-    records and the head is frozen.
-    out: logps (C,), entropy (C,)
+    records, the head is frozen and the entropy carries no gradient.
+    entropy_gradient: let the entropy carry a gradient, at one matrix product more; else it is a
+    statistic.
     """
     C, D = hidden.shape
     V = head_weight.shape[0]
     assert head_weight.shape[1] == D, f"hidden {tuple(hidden.shape)}, head {(V, D)}"
     assert targets.shape == (C,), f"targets {tuple(targets.shape)} for {C} rows"
-    if torch.is_grad_enabled() and head_weight.requires_grad:
-        return TokenStats(*TrainedHead.apply(hidden, head_weight, targets))
+    assert options.kernel in HEAD_KERNELS, options
     if with_gradient is None:
-        with_gradient = torch.is_grad_enabled() and hidden.requires_grad
-    if with_gradient:
-        return TokenStats(*FrozenHead.apply(hidden, head_weight, targets))
-    logps, entropy, _ = reduce_rows(hidden.detach(), head_weight.detach(), targets, False)
-    return TokenStats(logps, entropy)
+        recomputed = head_weight.requires_grad or entropy_gradient
+        with_gradient = torch.is_grad_enabled() and hidden.requires_grad and not recomputed
+    logps, entropy, hits, _ = torch.ops.preference.token_logps(
+        hidden, head_weight, targets, with_gradient, *options
+    )
+    return TokenStats(logps, entropy if entropy_gradient else entropy.detach(), hits.detach())
 
 
 # ------------------------------------------------------------------------------------------------
-# one pass over the rows
+# the two operators
 
 
-def reduce_rows(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """logps (C,), entropy (C,), and d logps / d hidden (C, D) if asked for."""
-    C = hidden.shape[0]
-    wide = wide_dtype(hidden)
-    logps, entropy = hidden.new_empty(C, dtype=wide), hidden.new_empty(C, dtype=wide)
-    gradient = torch.empty_like(hidden) if with_gradient else None
+@torch.library.custom_op("preference::token_logps", mutates_args=())
+def token_logps_op(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    with_gradient: bool,
+    workspace_bytes: int,
+    kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """logps, entropy, hits (C,) and d logps / d hidden (C, D), or (0, D) where not asked for."""
+    C, D = hidden.shape
+    stats = empty_stats(hidden)
+    gradient = hidden.new_empty(C if with_gradient else 0, D)
     weight = head_weight.to(hidden.dtype)
-    for rows in chunks(C, weight.shape[0], wide):
-        logits = accumulate(hidden[rows] @ weight.T)  # (R, V)
-        logps[rows], entropy[rows], p = reduce_logits(logits, targets[rows])
+    for rows, logits in chunks(hidden, weight, workspace_bytes):
+        grad_logits = gradient_memory(logits, hidden.dtype) if with_gradient else None
+        reduce_rows(logits, targets[rows], at(stats, rows), grad_logits, None, None, kernel)
         if with_gradient:
-            torch.mm(target_minus_p(p, targets[rows]).to(hidden.dtype), weight, out=gradient[rows])
-    return logps, entropy, gradient
+            torch.mm(grad_logits, weight, out=gradient[rows])
+    return *stats, gradient
 
 
-def reduce_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (R, V), overwritten -> logps (R,), entropy (R,), p (R, V) in the logits' memory."""
-    target_logits = logits.gather(1, targets[:, None])  # (R, 1)
-    peak = logits.amax(dim=-1, keepdim=True)
-    shifted = logits.sub_(peak)
-    target_logits -= peak
-    p = shifted.exp()
-    total = p.sum(dim=-1, keepdim=True)
-    log_total = total.log()
-    # H = log sum exp(z) - sum p z, with z the shifted logits
-    mean_logit = (p * shifted).sum(dim=-1, keepdim=True) / total
-    entropy = log_total - mean_logit
-    p /= total
-    return (target_logits - log_total).squeeze(1), entropy.squeeze(1), p
+@token_logps_op.register_fake
+def _(hidden, head_weight, targets, with_gradient, workspace_bytes, kernel):
+    C, D = hidden.shape
+    return *empty_stats(hidden), hidden.new_empty(C if with_gradient else 0, D)
 
 
-def target_minus_p(p: Tensor, targets: Tensor) -> Tensor:
-    """1[y] - p, (R, V), in place: formed in float32, before any rounding."""
-    rows = torch.arange(len(targets), device=p.device)
-    p.neg_()
-    p[rows, targets] += 1
-    return p
+@torch.library.custom_op("preference::token_logps_backward", mutates_args=())
+def token_logps_backward_op(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    grad_logps: Tensor,
+    grad_entropy: Tensor,
+    with_weight: bool,
+    workspace_bytes: int,
+    kernel: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients (C, D) of the hidden states and (V, D) of the head, or (0, D), recomputed."""
+    grad_hidden = torch.empty_like(hidden)
+    V, D = head_weight.shape
+    grad_weight = hidden.new_zeros(V if with_weight else 0, D, dtype=wide_dtype(hidden))
+    stats = empty_stats(hidden)
+    weight = head_weight.to(hidden.dtype)
+    for rows, logits in chunks(hidden, weight, workspace_bytes):
+        grad_logits = gradient_memory(logits, hidden.dtype)
+        scales = (grad_logps[rows], grad_entropy[rows])
+        reduce_rows(logits, targets[rows], at(stats, rows), grad_logits, *scales, kernel)
+        torch.mm(grad_logits, weight, out=grad_hidden[rows])
+        if with_weight:
+            grad_weight += wide_product(grad_logits.T, hidden[rows])  # (V, R) x (R, D) -> (V, D)
+    return grad_hidden, grad_weight.to(head_weight.dtype)
 
 
-def chunks(C: int, V: int, dtype: torch.dtype) -> list[slice]:
-    rows = max(1, min(CHUNK_ROWS, WORKSPACE_BYTES // (V * dtype.itemsize)))
-    return [slice(start, min(start + rows, C)) for start in range(0, C, rows)]
+@token_logps_backward_op.register_fake
+def _(hidden, head_weight, targets, grad_logps, grad_entropy, with_weight, workspace_bytes, kernel):
+    V, D = head_weight.shape
+    return torch.empty_like(hidden), head_weight.new_empty(V if with_weight else 0, D)
+
+
+def save_for_backward(ctx, inputs, output) -> None:
+    hidden, head_weight, targets, ctx.with_gradient, *ctx.options = inputs
+    saved = (output[3],) if ctx.with_gradient else (hidden, head_weight, targets)
+    ctx.save_for_backward(*saved)
+
+
+def token_logps_backward(ctx, grad_logps, grad_entropy, grad_hits, grad_gradient):
+    if ctx.with_gradient:
+        (gradient,) = ctx.saved_tensors
+        grad_hidden = scale_rows(gradient, grad_logps)
+        return grad_hidden, None, None, None, None, None
+    hidden, head_weight, targets = ctx.saved_tensors
+    with_weight = ctx.needs_input_grad[1]
+    grad_hidden, grad_weight = torch.ops.preference.token_logps_backward(
+        hidden, head_weight, targets, grad_logps, grad_entropy, with_weight, *ctx.options
+    )
+    return grad_hidden, grad_weight if with_weight else None, None, None, None, None
+
+
+token_logps_op.register_autograd(token_logps_backward, setup_context=save_for_backward)
+
+
+# ------------------------------------------------------------------------------------------------
+# chunks and products
+
+
+def chunks(hidden: Tensor, weight: Tensor, workspace_bytes: int):
+    """(rows, their logits (R, V) in the workspace), chunk after chunk."""
+    C, V = len(hidden), len(weight)
+    dtype = torch.float32 if widens(hidden) else hidden.dtype
+    stride = -(-V * dtype.itemsize // ROW_ALIGNMENT) * ROW_ALIGNMENT // dtype.itemsize
+    R = max(1, min(C, workspace_bytes // (stride * dtype.itemsize)))
+    if hidden.device.type == "cpu":
+        R = min(R, CPU_CHUNK_ROWS)
+    workspace = hidden.new_empty(R, stride, dtype=dtype)
+    for start in range(0, C, R):
+        rows = slice(start, min(start + R, C))
+        logits = workspace[: rows.stop - start, :V]
+        if widens(hidden):
+            torch.mm(hidden[rows], weight.T, out_dtype=dtype, out=logits)
+        else:
+            torch.mm(hidden[rows], weight.T, out=logits)
+        yield rows, logits
+
+
+def wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b with sums, and the result where the device offers it, in `wide_dtype`."""
+    return torch.mm(a, b, out_dtype=torch.float32) if widens(a) else a @ b
+
+
+def widens(x: Tensor) -> bool:
+    """Products of half precision come out in float32: PyTorch has that on CUDA alone."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -117,50 +220,130 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def accumulate(logits: Tensor) -> Tensor:
-    return logits.to(wide_dtype(logits))
+def gradient_memory(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, V) of `dtype` in the logits' own memory: a row's gradient begins where its logits do."""
+    return logits.view(dtype)[:, : logits.shape[1]]
+
+
+def empty_stats(hidden: Tensor) -> TokenStats:
+    return TokenStats(*(hidden.new_empty(len(hidden), dtype=wide_dtype(hidden)) for _ in range(3)))
+
+
+def at(stats: TokenStats, rows: slice) -> TokenStats:
+    return TokenStats(*(values[rows] for values in stats))
+
+
+def scale_rows(x: Tensor, scales: Tensor) -> Tensor:
+    """x (R, D) with each row times its scale (R,), multiplied in the wider of both dtypes."""
+    return torch.mul(x, scales[:, None], out=torch.empty_like(x))
 
 
 # ------------------------------------------------------------------------------------------------
-# the two backward passes
+# from logits to statistics and gradient
 
 
-class FrozenHead(torch.autograd.Function):
-    """The gradient of the hidden states is made forward, unscaled, and scaled by row backward."""
+def reduce_rows(
+    logits: Tensor,
+    targets: Tensor,
+    stats: TokenStats,
+    gradient: Tensor | None,
+    grad_logps: Tensor | None,
+    grad_entropy: Tensor | None,
+    kernel: str,
+) -> None:
+    """Fill `stats` and, if given, `gradient`; the logits are overwritten.
 
-    @staticmethod
-    def forward(ctx, hidden: Tensor, head_weight: Tensor, targets: Tensor):
-        logps, entropy, gradient = reduce_rows(hidden, head_weight, targets, True)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(entropy)
-        return logps, entropy
+    logits: (R, V), targets: (R,); gradient: (R, V), may lie in the logits' memory:
 
-    @staticmethod
-    def backward(ctx, grad_logps: Tensor, _):
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad_logps[:, None]).to(gradient.dtype), None, None
+        grad_logps * (1[y] - p) - grad_entropy * p * (log p + entropy)
+
+    with grad_logps (R,) 1 and grad_entropy (R,) 0 where they are None.
+    """
+    if choose_kernel(logits.device, logits.dtype, kernel):
+        out = logits if gradient is None else gradient
+        name = f"reduce_rows_{SUFFIXES[logits.dtype]}_{SUFFIXES[out.dtype]}"
+        scales = [None if g is None else g.float().contiguous() for g in (grad_logps, grad_entropy)]
+        args = [logits, logits.stride(0), targets.contiguous(), logits.shape[1], *stats]
+        args += [gradient, out.stride(0), *scales]
+        cuda_kernels(logits.device).launch(name, len(logits), THREADS, args)
+        return
+    R, V = logits.shape
+    if logits.device.type == "cpu":
+        R = max(1, CPU_CACHE_BYTES // (V * stats.logps.dtype.itemsize))
+    for start in range(0, len(logits), R):
+        rows = slice(start, start + R)
+        reduce_cached_rows(
+            logits[rows].to(stats.logps.dtype),
+            targets[rows, None],
+            at(stats, rows),
+            None if gradient is None else gradient[rows],
+            None if grad_logps is None else grad_logps[rows, None],
+            None if grad_entropy is None else grad_entropy[rows, None],
+        )
 
 
-class TrainedHead(torch.autograd.Function):
-    """The logits are made again in the backward pass; the weight's gradient sums in float32."""
+def reduce_cached_rows(
+    logits: Tensor,
+    targets: Tensor,
+    stats: TokenStats,
+    gradient: Tensor | None,
+    grad_logps: Tensor | None,
+    grad_entropy: Tensor | None,
+) -> None:
+    """`reduce_rows` in torch operations; targets, grad_logps and grad_entropy are (R, 1)."""
+    V, nan = logits.shape[1], float("nan")
+    invalid = (targets < 0) | (targets >= V)
+    y = targets.clamp(0, V - 1)
+    shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))  # (R, V), at most 0
+    e = shifted.exp()
+    shifted_y, e_y = shifted.gather(1, y), e.gather(1, y)  # (R, 1)
+    others = e.scatter_(1, y, 0.0).sum(dim=-1, keepdim=True)  # of e_j over j != y
+    others.masked_fill_(invalid, nan)
+    total = others + e_y
+    logps = torch.where(e_y > others, -torch.log1p(others / e_y), shifted_y - total.log())
+    # H = log sum exp(z) - sum p z, with z the shifted logits
+    mean = (torch.bmm(e[:, None], shifted[:, :, None])[:, 0] + e_y * shifted_y) / total
+    entropy = total.log() - mean
+    for out, values in zip(stats, (logps, entropy, shifted_y >= 0), strict=True):
+        out.copy_(values[:, 0])
+    if gradient is None:
+        return
+    grad_y = others / total  # 1 - p_y
+    if grad_logps is not None:
+        grad_y = grad_logps * grad_y - grad_entropy * (shifted_y - mean) * e_y / total
+        # log p_j + H = shifted_j - mean
+        e *= shifted.sub_(mean).mul_(grad_entropy).add_(grad_logps)
+    torch.mul(e, -1 / total, out=gradient)
+    gradient.scatter_(1, y, grad_y.to(gradient.dtype))
 
-    @staticmethod
-    def forward(ctx, hidden: Tensor, head_weight: Tensor, targets: Tensor):
-        logps, entropy, _ = reduce_rows(hidden, head_weight, targets, False)
-        ctx.save_for_backward(hidden, head_weight, targets)
-        ctx.mark_non_differentiable(entropy)
-        return logps, entropy
 
-    @staticmethod
-    def backward(ctx, grad_logps: Tensor, _):
-        hidden, head_weight, targets = ctx.saved_tensors
-        weight = head_weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(head_weight, dtype=wide_dtype(hidden))
-        for rows in chunks(len(hidden), len(weight), wide_dtype(hidden)):
-            _, _, p = reduce_logits(accumulate(hidden[rows] @ weight.T), targets[rows])
-            grad_logits = target_minus_p(p, targets[rows]) * grad_logps[rows, None]  # (R, V)
-            grad_logits = grad_logits.to(hidden.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            grad_weight += grad_logits.T @ hidden[rows]  # (V, R) x (R, D) -> (V, D)
-        return grad_hidden, grad_weight.to(head_weight.dtype), None
+def choose_kernel(device: torch.device, dtype: torch.dtype, asked: str) -> bool:
+    """True for the CUDA kernel; ValueError or RuntimeError where it was asked for in vain."""
+    if asked == "torch" or (asked == "auto" and (device.type != "cuda" or dtype not in SUFFIXES)):
+        return False
+    if device.type != "cuda" or dtype not in SUFFIXES:
+        raise ValueError(
+            f"--head_kernel cuda expects float32 or half precision on CUDA, got {dtype} on {device}"
+        )
+    if asked == "cuda":
+        cuda_kernels(device)
+        return True
+    return kernel_builds(device)
+
+
+@functools.cache
+def kernel_builds(device: torch.device) -> bool:
+    """Whether the kernel can be had on a device; said once, with the reason where it cannot."""
+    try:
+        cuda_kernels(device)
+    except (RuntimeError, OSError) as error:
+        print(f"head: torch operations on {device}, as its CUDA kernel does not build: {error}")
+        return False
+    print(f"head: its CUDA kernel on {device}")
+    return True
+
+
+def cuda_kernels(device: torch.device):
+    from model.cuda import load_kernels
+
+    return load_kernels(KERNEL_SOURCE, device.index)

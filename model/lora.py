@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -33,11 +34,15 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.base(x)
         if not self.enabled:
-            return out
-        low = F.dropout(x, self.dropout, self.training) @ self.lora_A.to(x.dtype).T  # (..., R)
-        return out + low @ (self.scale * self.lora_B).to(x.dtype).T  # (..., out)
+            return self.base(x)
+        A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if self.dropout and self.training:
+            low = F.dropout(x, self.dropout) @ A.T  # (..., R)
+            return self.base(x) + self.scale * low @ B.T  # (..., out)
+        weight, bias = self.base.weight, self.base.bias
+        bias = None if bias is None else bias.to(x.dtype)
+        return LoRAProduct.apply(x, weight.to(x.dtype), bias, A, B, self.scale)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -45,6 +50,39 @@ class LoRALinear(nn.Module):
         weight = self.base.weight
         wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
         return (wide + self.scale * (self.lora_B @ self.lora_A)).to(weight.dtype)
+
+
+class LoRAProduct(torch.autograd.Function):
+    """x W^T + bias + scale * (x A^T) B^T, with W and the bias frozen.
+
+    x: (..., in), weight: (out, in), bias: (out,) or None, A: (R, in), B: (out, R); out: (..., out)
+
+    Written by hand because autograd would add the two products in a third tensor of the output's
+    size, forward and backward; here the thin product lands in the wide one's memory. Kept for the
+    backward pass: x, which all layers that read it share, and x A^T.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, A, B, scale):
+        low = x @ A.T  # (..., R)
+        out = F.linear(x, weight, bias)
+        out.flatten(0, -2).addmm_(low.flatten(0, -2), B.T, alpha=scale)
+        ctx.save_for_backward(x, weight, A, B, low)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, weight, A, B, low = ctx.saved_tensors
+        grad_rows = grad_out.flatten(0, -2)  # (T, out)
+        grad_low = (grad_rows @ B).mul_(ctx.scale)  # (T, R)
+        grad_A = grad_low.T @ x.flatten(0, -2)
+        grad_B = (grad_rows.T @ low.flatten(0, -2)).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_rows @ weight).addmm_(grad_low, A).view_as(x)
+        return grad_x, None, None, grad_A, grad_B, None
 
 
 def add_lora(

@@ -226,14 +226,15 @@ def preference_metrics(
     }
 
 
-def answer_mass(policy_logps: Tensor, reference_logps: Tensor) -> dict[str, Tensor]:
+def answer_mass(policy_logps: Tensor, reference_logps: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """pi(y_w|x) + pi(y_l|x) of the closed pairs, under the policy and under the reference.
 
     policy_logps, reference_logps: (2B,), chosen first. A pair is closed where its two completions
     hold CLOSED or more of what the reference would answer; there may be none. The accuracy of pairs
     can rise while this mass drains away to answers that no pair holds.
+    out: {name: (mass (B,), weight (B,)) with weight 1 where the pair is closed, else 0}
     """
     policy_mass = sum(policy_logps.detach().exp().chunk(2))
     reference_mass = sum(reference_logps.exp().chunk(2))
-    closed = reference_mass >= CLOSED
-    return {"mass/policy": policy_mass[closed], "mass/reference": reference_mass[closed]}
+    closed = (reference_mass >= CLOSED).to(reference_mass.dtype)
+    return {"mass/policy": (policy_mass, closed), "mass/reference": (reference_mass, closed)}

@@ -76,7 +76,8 @@ def load_training_state(
 def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     """ValueError naming each field of the configuration that is not what the run began with."""
     free = ("resume", "out_dir", "save_every", "eval_every", "sample_prompts", "device",
-            "micro_batch_tokens", "activation_checkpointing")  # fmt: skip
+            "micro_batch_tokens", "activation_checkpointing", "keep_every", "head_kernel",
+            "head_workspace_mib", "compile")  # fmt: skip
     changed = [
         f"--{name} was {then.get(name)!r}, is {now.get(name)!r}"
         for name in sorted({*then, *now})

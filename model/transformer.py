@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import Block, KVCache, Segment, attend, attend_batch, plan_blocks
-from model.logps import TokenStats, token_logps
+from model.attention import KVCache, Plan, Segment, attend, attend_batch, plan_attention
+from model.logps import HeadOptions, TokenStats, token_logps
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,35 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * wide.to(x.dtype)
+        return Normalise.apply(x, self.weight.to(x.dtype), self.eps)
+
+
+class Normalise(torch.autograd.Function):
+    """The norm of (..., D); kept for the backward pass: x and one number per row."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = widen(x)
+        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return weight * (wide * inverse_rms).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, weight, inverse_rms = ctx.saved_tensors
+        normalised = widen(x) * inverse_rms
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (widen(grad_out) * normalised).flatten(0, -2).sum(0).to(weight.dtype)
+        grad = widen(grad_out * weight)
+        along_x = (grad * normalised).mean(-1, keepdim=True)  # what keeps the rms as it is
+        grad_x = grad.sub_(normalised.mul_(along_x)).mul_(inverse_rms)
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+def widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 # ------------------------------------------------------------------------------------------------
@@ -112,9 +139,30 @@ def rotary_tables(config: ModelConfig, positions: Tensor, dtype: torch.dtype) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + E/2}) of (..., H, E) by its angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """Turn each pair (x_i, x_{i + E/2}) of (..., H, E) by its angle; cos and sin: (..., 1, E)."""
+    return Rotation.apply(x, cos, sin)
+
+
+class Rotation(torch.autograd.Function):
+    """Its backward pass is the rotation by the opposite angle: nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return rotate_pairs(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        return rotate_pairs(grad_out, *ctx.saved_tensors, -1), None, None
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].sub_(x[..., half:] * sin[..., :half], alpha=direction)
+    turned[..., half:].add_(x[..., :half] * sin[..., half:], alpha=direction)
+    return turned
 
 
 # ------------------------------------------------------------------------------------------------
@@ -127,7 +175,7 @@ class Context:
 
     cos: Tensor  # (..., 1, E)
     sin: Tensor  # (..., 1, E)
-    blocks: list[Block] | None = None  # packed form
+    plan: Plan | None = None  # packed form
     cache: KVCache | None = None  # generation
 
 
@@ -138,6 +186,7 @@ class Attention(nn.Module):
         super().__init__()
         D, E, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.layer, self.head_dim, self.window = layer, E, config.sliding_window
+        self.attend = attend
         self.q_proj = Linear(D, config.num_attention_heads * E, bias=bias)
         self.k_proj = Linear(D, config.num_key_value_heads * E, bias=bias)
         self.v_proj = Linear(D, config.num_key_value_heads * E, bias=bias)
@@ -150,8 +199,8 @@ class Attention(nn.Module):
         query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
         if context.cache is not None:
             out = context.cache.attend(self.layer, query, key, value, self.window)
-        elif context.blocks is not None:
-            out = attend(query, key, value, context.blocks, self.window)
+        elif context.plan is not None:
+            out = self.attend(query, key, value, context.plan, self.window)
         else:
             out = attend_batch(query, key, value, self.window)
         return self.o_proj(out.flatten(-2))  # (..., D)
@@ -168,7 +217,23 @@ class MLP(nn.Module):
         self.down_proj = Linear(F_, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(Gated.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class Gated(torch.autograd.Function):
+    """silu(gate) * up, both (..., F); silu(gate) is made again in the backward pass, not kept."""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grad_out * up, gate)
+        return grad_gate, F.silu(gate).mul_(grad_out)
 
 
 class Block(nn.Module):
@@ -192,6 +257,8 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None  # of the activations; None: the embedding's
         self.checkpoint_activations = False  # recompute each block in the backward pass
+        self.keep_every = 0  # but for every n-th
+        self.head = HeadOptions()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -213,7 +280,7 @@ class Transformer(nn.Module):
         if batch is not None:
             hidden = self.hidden_states(batch.input_ids, batch.positions, segments=batch.segments)
             predictors = hidden[batch.predictors]  # (C, D): no other row meets the head
-            return token_logps(predictors, self.lm_head.weight, batch.targets)
+            return token_logps(predictors, self.lm_head.weight, batch.targets, options=self.head)
         B, T = input_ids.shape
         if cache is None:
             positions = torch.arange(T, device=input_ids.device).expand(B, T)
@@ -234,15 +301,23 @@ class Transformer(nn.Module):
         if self.compute_dtype is not None:
             x = x.to(self.compute_dtype)
         cos, sin = rotary_tables(self.config, positions, x.dtype)
-        window = self.config.sliding_window
-        blocks = None if segments is None else plan_blocks(segments, window, x.device)
-        context = Context(cos, sin, blocks, cache)
-        for layer in self.layers:
-            if self.checkpoint_activations and torch.is_grad_enabled():
+        plan = None
+        if segments is not None:
+            plan = plan_attention(segments, self.config.sliding_window, x, self.config.head_dim)
+        context = Context(cos, sin, plan, cache)
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
+        for i, layer in enumerate(self.layers):
+            if recompute and not (self.keep_every and (i + 1) % self.keep_every == 0):
                 x = checkpoint(layer, x, context, use_reentrant=False)
             else:
                 x = layer(x, context)
         return self.norm(x)
+
+    def compile_blocks(self) -> None:
+        """torch.compile for each block, whatever the lengths; attention's plan stays outside."""
+        for layer in self.layers:
+            layer.self_attn.attend = torch.compiler.disable(attend)
+            layer.compile(dynamic=True)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""

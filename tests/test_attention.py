@@ -11,11 +11,14 @@ from torch import Tensor
 from model import attention
 from model.attention import (
     KVCache,
+    Sequences,
     attend,
     attend_batch,
     attend_new_token,
     causal_mask,
+    plan_attention,
     plan_blocks,
+    plan_sequences,
 )
 
 HEADS = [(3, 3), (4, 2), (5, 1)]  # (H, K)
@@ -48,26 +51,33 @@ def random_qkv(*shape: int, heads: tuple[int, int], E: int = 8, dtype=torch.floa
     return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in sizes]
 
 
+# [prompt 5 | chosen 7 | rejected 3] [prompt and chosen 6 | rejected 1]: rejected completions follow
+# the prompt, whose length is where their positions go on
+SEGMENTS = [(0, 12, 0, 0), (12, 15, 0, 5), (15, 21, 0, 0), (21, 22, 15, 19)]
+
+
+def packed_ref(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+    outputs = []
+    for start, stop, prefix_start, prefix_stop in SEGMENTS:
+        keys = [*range(prefix_start, prefix_stop), *range(start, stop)]
+        P, L = prefix_stop - prefix_start, stop - start
+        seen = sees(torch.arange(P, P + L), torch.arange(P + L), window)
+        outputs.append(attention_ref(query[start:stop], key[keys], value[keys], seen))
+    return torch.cat(outputs)
+
+
 @pytest.mark.parametrize("masked_rows", [0, 16, 256])  # by segment; one pair masked; all of it
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads", HEADS)
 def test_packed_segments_see_their_prefix_and_their_past(heads, window, masked_rows, monkeypatch):
-    """[prompt 5 | chosen 7 | rejected 3] [prompt and chosen 6 | rejected 1]: rejected completions
-    follow the prompt, whose length is where their positions go on."""
-    segments = [(0, 12, 0, 0), (12, 15, 0, 5), (15, 21, 0, 0), (21, 22, 15, 19)]
     query, key, value = (x.requires_grad_() for x in random_qkv(22, heads=heads))
-    expected = []
-    for start, stop, prefix_start, prefix_stop in segments:
-        keys = [*range(prefix_start, prefix_stop), *range(start, stop)]
-        P, L = prefix_stop - prefix_start, stop - start
-        seen = sees(torch.arange(P, P + L), torch.arange(P + L), window)
-        expected.append(attention_ref(query[start:stop], key[keys], value[keys], seen))
-    expected = torch.cat(expected)
+    expected = packed_ref(query, key, value, window)
     monkeypatch.setattr(attention, "MASKED_ROWS", masked_rows)
-    blocks = plan_blocks(segments, window, query.device)
+    plan = plan_blocks(SEGMENTS, window, query.device)
+    blocks = plan.blocks
     assert [block.rows for block in blocks] == ([22] if masked_rows == 256 else [15, 7])
     assert [block.mask is not None for block in blocks] == [masked_rows > 0] * len(blocks)
-    out = attend(query, key, value, blocks, window)
+    out = attend(query, key, value, plan, window)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
     upstream = random_qkv(22, heads=heads, seed=1)[0]
@@ -76,6 +86,59 @@ def test_packed_segments_see_their_prefix_and_their_past(heads, window, masked_r
         gradients, torch.autograd.grad(expected, (query, key, value), upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def varlen_by_definition(query, key, value, query_starts, key_starts, max_q, max_k, *, window_size):
+    """What `varlen_attn` documents: each sequence on its own, queries aligned to the last keys,
+    a window of so many keys to the left of each query and none to the right."""
+    left, right = window_size
+    assert right == 0 and query_starts.dtype == key_starts.dtype == torch.int32
+    outputs, longest = [], [0, 0]
+    for n in range(len(query_starts) - 1):
+        q, k = (slice(*x[n : n + 2].tolist()) for x in (query_starts, key_starts))
+        Lq, Lk = q.stop - q.start, k.stop - k.start
+        window = None if left < 0 else left + 1
+        seen = sees(torch.arange(Lk - Lq, Lk), torch.arange(Lk), window)
+        outputs.append(attention_ref(query[q], key[k], value[k], seen))
+        longest = [max(longest[0], Lq), max(longest[1], Lk)]
+    assert longest == [max_q, max_k]
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_sequences_of_one_launch_mean_the_same(heads, window, monkeypatch):
+    monkeypatch.setattr(attention, "flash_attention", lambda: varlen_by_definition)
+    query, key, value = (x.requires_grad_() for x in random_qkv(22, heads=heads))
+    plan = plan_sequences(SEGMENTS, query.device)
+    out, expected = attend(query, key, value, plan, window), packed_ref(query, key, value, window)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    upstream = random_qkv(22, heads=heads, seed=1)[0]
+    ours, theirs = (torch.autograd.grad(o, (query, key, value), upstream) for o in (out, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_without_a_prefix_no_key_is_gathered():
+    assert plan_sequences([(0, 3, 0, 0), (3, 5, 3, 3)], torch.device("cpu")).key_rows is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_flash_attention_on_a_gpu(heads, window, dtype):
+    """Half precision against float64 on the same rounded inputs, values and gradients."""
+    cuda = [x.cuda().requires_grad_() for x in random_qkv(22, heads=heads, E=64, dtype=dtype)]
+    exact = [x.detach().cpu().double().requires_grad_() for x in cuda]
+    plan = plan_attention(SEGMENTS, window, cuda[0], 64)
+    assert isinstance(plan, Sequences)
+    out, expected = attend(*cuda, plan, window), packed_ref(*exact, window)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=2e-2)
+    upstream = random_qkv(22, heads=heads, E=64, dtype=dtype, seed=1)[0]
+    ours = torch.autograd.grad(out, cuda, upstream.cuda())
+    theirs = torch.autograd.grad(expected, exact, upstream.double())
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.cpu().double(), two, rtol=0, atol=5e-2)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

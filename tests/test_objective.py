@@ -198,8 +198,9 @@ def test_answer_mass_counts_closed_pairs_alone():
     reference = torch.tensor([0.5, 0.01, 0.4, 0.02]).log()
     policy = torch.tensor([0.2, 0.01, 0.1, 0.02]).log()
     mass = answer_mass(policy, reference)
-    torch.testing.assert_close(mass["mass/policy"], torch.tensor([0.3]))
-    torch.testing.assert_close(mass["mass/reference"], torch.tensor([0.9]))
+    closed = torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(mass["mass/policy"], (torch.tensor([0.3, 0.03]), closed))
+    torch.testing.assert_close(mass["mass/reference"], (torch.tensor([0.9, 0.03]), closed))
 
 
 def test_bad_weights_are_refused():

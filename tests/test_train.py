@@ -23,7 +23,7 @@ from data.pairs import TokenPair
 from model.adapter import load_policy
 from model.checkpoint import load_model
 from model.config import parse_config
-from model.run import read_records
+from model.logbook import read_records
 from tests.conftest import ROOT
 from tests.test_transformer import random_pairs, save_witness
 from train import TrainConfig, build_policy, check_config, learning_rate
@@ -261,13 +261,14 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatc
     class Killed(Exception):
         pass
 
-    def die(self, step, *_):
-        if step == 4:
-            raise Killed
+    add = train.StepLog.add
 
-    monkeypatch.setattr(
-        train.Means, "check_finite", die
-    )  # dies in step 4; the checkpoint is of step 2
+    def die(self, step):
+        if step.number == 4:
+            raise Killed
+        add(self, step)
+
+    monkeypatch.setattr(train.StepLog, "add", die)  # dies in step 4; the checkpoint is of step 2
     with pytest.raises(Killed):
         run(settings(folder, out_dir=str(folder / "b")), pairs, pairs)
     monkeypatch.undo()

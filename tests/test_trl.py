@@ -39,9 +39,9 @@ from data.pairs import TokenPair
 from data.tokenizer import load_tokenizer
 from model.adapter import save_adapter
 from model.config import to_json
+from model.logbook import read_records
 from model.lora import lora_layers
 from model.reference import reference_logps
-from model.run import read_records
 from model.transformer import Transformer
 from tests.test_chat import CHATML
 from tests.test_transformer import save_witness

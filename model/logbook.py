@@ -1,0 +1,201 @@
+"""What a run writes down: means over pairs and tokens, metrics.jsonl, the progress bar, tables."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model.run import peak_memory_gb
+
+KEPT_MASS = 0.9  # of the reference's mass on closed pairs; below it there is a warning
+
+Metrics = dict[str, Tensor | tuple[Tensor, Tensor]]  # {name: values (N,), or values and weights}
+
+
+class Means:
+    """Means over all elements that were added under a name, as sums and weights on the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor | int] = {}
+        self.added: list[tuple[list[int], Metrics]] = []
+
+    def add(self, metrics: Metrics, pair_ids: list[int]) -> None:
+        """pair_ids: (B,) the pairs that the metrics are about."""
+        self.added.append((pair_ids, metrics))
+        for name, values in metrics.items():
+            values, weights = values if isinstance(values, tuple) else (values, None)
+            total = values.sum() if weights is None else (values * weights).sum()
+            weight = values.numel() if weights is None else weights.sum()
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0) + weight
+
+    def read(self) -> dict[str, float]:
+        """{name: mean} of every name with an element, brought to the host in one piece."""
+        if not self.sums:
+            return {}
+        device = next(iter(self.sums.values())).device
+        weights = [torch.as_tensor(weight, device=device) for weight in self.weights.values()]
+        both = torch.stack([v.double() for v in (*self.sums.values(), *weights)]).tolist()
+        sums, weights = both[: len(weights)], both[len(weights) :]
+        pairs = zip(self.sums, sums, weights, strict=True)
+        return {name: total / weight for name, total, weight in pairs if weight}
+
+    def not_finite(self, grad_norm: Tensor) -> Tensor:
+        """1.0 where the loss or the gradient is no finite number, else 0.0, left on the device."""
+        return 1.0 - (self.sums["loss"] + grad_norm).isfinite().float()
+
+    def broken_pairs(self) -> list[tuple[int, dict[str, float]]]:
+        """(pair, its terms) of every pair with a term that is not a finite number."""
+        bad = []
+        for pair_ids, metrics in self.added:
+            plain = {name: v for name, v in metrics.items() if isinstance(v, Tensor)}
+            per_pair = {name: v.tolist() for name, v in plain.items() if len(v) == len(pair_ids)}
+            for row, pair in enumerate(pair_ids):
+                terms = {name: values[row] for name, values in per_pair.items()}
+                if not all(map(math.isfinite, terms.values())):
+                    bad.append((pair, terms))
+        return bad
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of a step when its work has been handed to the device."""
+
+    number: int
+    means: Means
+    grad_norm: Tensor  # ()
+    lr: float
+    tokens: int
+    pairs: int
+
+
+class StepLog:
+    """One line of metrics.jsonl for each step.
+
+    On CUDA a step is written when the next one has been handed over, so that the host never waits
+    for numbers while the device has nothing else to do.
+    """
+
+    def __init__(self, file: Path, bar: tqdm, data: Sequence[Any], device: str) -> None:
+        self.file, self.bar, self.data, self.device = file, bar, data, device
+        self.waiting: Step | None = None
+        self.since = time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        self.flush()
+        self.waiting = step
+        if not self.device.startswith("cuda"):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the step that waits; ValueError if its loss or gradient is no finite number."""
+        step, self.waiting = self.waiting, None
+        if step is None:
+            return
+        record, grad_norm = step.means.read(), step.grad_norm.item()
+        check_finite(step, record, grad_norm, self.data)
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        record |= {"grad_norm": grad_norm, "lr": step.lr, "tokens_per_s": step.tokens / seconds}
+        record |= {"pairs_per_s": step.pairs / seconds}
+        record |= {"peak_memory_gb": peak_memory_gb(self.device)}
+        write_record(self.file, {"step": step.number, **record})
+        show(self.bar, record)
+
+    def restart_clock(self) -> None:
+        """An evaluation or a checkpoint that went before is not part of the next step's time."""
+        self.since = time.perf_counter()
+
+
+def check_finite(
+    step: Step, record: dict[str, float], grad_norm: float, data: Sequence[Any]
+) -> None:
+    """Stop at a loss or a gradient that is no number; the optimiser has left its step out."""
+    if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
+        return
+    broken = step.means.broken_pairs()
+    bad = [f"pair {i} ({data[i].source}): {terms}" for i, terms in broken]
+    blamed = "; ".join(bad[:3]) or "every pair's own terms are finite"
+    raise ValueError(
+        f"step {step.number}: loss {record['loss']}, gradient norm {grad_norm}; nothing was "
+        f"updated, and what was saved is untouched. {len(bad)} pairs: {blamed}. Terms: {record}"
+    )
+
+
+def open_metrics(file: Path, step: int) -> Path:
+    """Keep the records up to `step` alone, as a resumed run will write the later ones again."""
+    kept = [record for record in read_records(file) if record["step"] <= step]
+    file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return file
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a kill has torn is left out."""
+    lines = file.read_text().split("\n") if file.exists() else []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number}: not JSON: {error}") from None
+    return records
+
+
+# ------------------------------------------------------------------------------------------------
+# what is shown
+
+SHOWN = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "logps/chosen": "chosen logp",
+    "logps/rejected": "rejected logp",
+    "entropy": "entropy",
+    "mass/policy": "answer mass",
+}
+
+
+def show(bar: tqdm, record: dict[str, float]) -> None:
+    """Loss, accuracy, margin and speed behind the progress bar."""
+    fields = {"loss": record["loss"]}
+    if "rewards/margins" in record:
+        fields |= {"acc": record["rewards/accuracies"], "margin": record["rewards/margins"]}
+    fields["pairs/s"] = record["pairs_per_s"]
+    bar.set_postfix({name: f"{value:.3g}" for name, value in fields.items()})
+
+
+def evaluation_line(record: dict[str, float]) -> str:
+    named = {title: record.get(f"eval/{name}") for name, title in SHOWN.items()}
+    values = [f"{title} {value:.3f}" for title, value in named.items() if value is not None]
+    return f"step {record['step']:4d} held-out: " + ", ".join(values)
+
+
+def before_and_after(first: dict[str, float], last: dict[str, float]) -> str:
+    """A table of two evaluations, and a warning where the answers of closed pairs lose mass."""
+    lines = [f"{'held-out pairs':<15}{'step ' + str(first['step']):>12}"
+             f"{'step ' + str(last['step']):>12}"]  # fmt: skip
+    for name, title in SHOWN.items():
+        if f"eval/{name}" in last:
+            values = (first[f"eval/{name}"], last[f"eval/{name}"])
+            lines.append(f"{title:<15}" + "".join(f"{value:>12.4f}" for value in values))
+    before, after = last.get("eval/mass/reference"), last.get("eval/mass/policy")
+    if before is not None and after < KEPT_MASS * before:
+        lines.append(
+            f"warning: the two answers of closed pairs held {before:.3f} of the reference's "
+            f"probability and hold {after:.3f} of the policy's: mass drains to answers that no "
+            "pair speaks of. Lower --learning_rate, raise --beta, or add --sft_weight."
+        )
+    return "\n".join(lines)

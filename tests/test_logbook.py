@@ -1,0 +1,105 @@
+"""What a run writes down: means worked by hand, records after a resume, steps, the warning.
+
+pytest tests/test_logbook.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from model.logbook import (
+    Means,
+    Step,
+    StepLog,
+    before_and_after,
+    evaluation_line,
+    open_metrics,
+    read_records,
+    write_record,
+)
+
+
+def test_means_weigh_every_element_alike():
+    """Two micro-batches of 1 and 3 pairs: (5 + 1 + 2 + 4) / 4 = 3, not the mean of the means."""
+    means = Means()
+    means.add({"loss": torch.tensor([5.0]), "mass": torch.tensor([])}, [7])
+    means.add({"loss": torch.tensor([1.0, 2.0, 4.0]), "entropy": torch.ones(9)}, [1, 2, 3])
+    assert means.read() == {"loss": 3.0, "entropy": 1.0}  # no element, no mean
+    weighed = (torch.tensor([0.5, 0.7, 9.0]), torch.tensor([1.0, 1.0, 0.0]))
+    means.add({"mass": weighed, "none": (torch.ones(2), torch.zeros(2))}, [1, 2, 3])
+    assert means.read()["mass"] == pytest.approx(0.6) and "none" not in means.read()
+    assert Means().read() == {}
+
+
+def test_the_pair_that_is_not_finite_is_found():
+    means = Means()
+    means.add({"loss": torch.tensor([1.0, 2.0]), "entropy": torch.full((5,), math.nan)}, [4, 5])
+    means.add({"loss": torch.tensor([3.0, math.inf]), "logps": torch.tensor([0.0, 1.0])}, [8, 9])
+    assert means.broken_pairs() == [(9, {"loss": math.inf, "logps": 1.0})]
+
+
+def test_records_after_the_step_of_a_resume_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for step in (0, 1, 2, 2, 3):
+        write_record(file, {"step": step, "loss": step / 2})
+    open_metrics(file, 2)
+    assert [r["step"] for r in read_records(file)] == [0, 1, 2, 2]
+    file.write_text(file.read_text() + '{"step": 2, "lo')  # a kill tore the last line
+    assert [r["step"] for r in read_records(file)] == [0, 1, 2, 2]
+    file.write_text('{"step": 0\n{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl:1: not JSON"):
+        read_records(file)
+    open_metrics(tmp_path / "new.jsonl", 0)
+    assert read_records(tmp_path / "new.jsonl") == []
+
+
+class Bar:
+    def set_postfix(self, fields):
+        self.fields = fields
+
+
+def step_of(number: int, loss: float) -> Step:
+    means = Means()
+    means.add({"loss": torch.tensor([loss, 1.0])}, [0, 1])
+    return Step(number, means, torch.tensor(2.0), 1e-3, 100, 2)
+
+
+@pytest.mark.parametrize(("device", "written"), [("cpu", [1, 2]), ("cuda", [1])])
+def test_on_cuda_a_step_is_written_one_step_late(tmp_path, device, written, monkeypatch):
+    monkeypatch.setattr("model.logbook.peak_memory_gb", lambda device: 0.0)
+    log = StepLog(tmp_path / "metrics.jsonl", Bar(), [], device)
+    log.add(step_of(1, 3.0))
+    log.add(step_of(2, 5.0))
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == written
+    log.flush()
+    log.flush()
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == [1, 2] and [r["loss"] for r in records] == [2.0, 3.0]
+    assert records[0]["grad_norm"] == 2.0 and records[0]["tokens_per_s"] > 0
+
+
+def test_a_step_that_is_no_number_is_named_and_not_written(tmp_path):
+    class Pair:
+        source = "pairs.jsonl:3"
+
+    log = StepLog(tmp_path / "metrics.jsonl", Bar(), [Pair, Pair], "cpu")
+    broken = step_of(7, math.nan)
+    assert broken.means.not_finite(torch.tensor(1.0)).item() == 1.0
+    assert step_of(7, 1.0).means.not_finite(torch.tensor(1.0)).item() == 0.0
+    assert step_of(7, 1.0).means.not_finite(torch.tensor(math.inf)).item() == 1.0
+    with pytest.raises(ValueError, match=r"step 7: loss nan.*1 pairs: pair 0 \(pairs.jsonl:3\)"):
+        log.add(broken)
+    assert not read_records(tmp_path / "metrics.jsonl")
+
+
+def test_table_and_warning():
+    first = {"step": 0, "eval/loss": 0.7, "eval/mass/policy": 0.9, "eval/mass/reference": 0.9}
+    kept = {**first, "step": 10, "eval/loss": 0.5, "eval/mass/policy": 0.85}
+    assert "warning" not in before_and_after(first, kept)
+    drained = {**kept, "eval/mass/policy": 0.2}
+    table = before_and_after(first, drained)
+    assert "held 0.900 of the reference's" in table and "hold 0.200 of the policy's" in table
+    row = next(line for line in table.splitlines() if line.startswith("loss"))
+    assert row.split() == ["loss", "0.7000", "0.5000"]
+    assert evaluation_line(kept) == "step   10 held-out: loss 0.500, answer mass 0.850"
