@@ -23,13 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.cuda import Kernels, load_kernels
+
 WORKSPACE_BYTES = 256 * 2**20  # at most, for one chunk's logits
 CPU_CHUNK_ROWS = 128  # at most on a CPU; more rows fall out of its caches, fewer starve the product
 CPU_CACHE_BYTES = 2 * 2**20  # of logits that the torch operations take at a time
 ROW_ALIGNMENT = 16  # bytes: where each row of the workspace begins
 HEAD_KERNELS = ("auto", "cuda", "torch")
 KERNEL_SOURCE = Path(__file__).parent / "csrc" / "logps.cu"
-THREADS = 512  # of the block that takes a row, as in the source
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -265,7 +266,8 @@ def reduce_rows(
         scales = [None if g is None else g.float().contiguous() for g in (grad_logps, grad_entropy)]
         args = [logits, logits.stride(0), targets.contiguous(), logits.shape[1], *stats]
         args += [gradient, out.stride(0), *scales]
-        cuda_kernels(logits.device).launch(name, len(logits), THREADS, args)
+        kernels = cuda_kernels(logits.device)
+        kernels.launch(name, len(logits), kernels.constants["THREADS"], args)
         return
     R, V = logits.shape
     if logits.device.type == "cpu":
@@ -303,8 +305,9 @@ def reduce_cached_rows(
     logps = torch.where(e_y > others, -torch.log1p(others / e_y), shifted_y - total.log())
     # H = log sum exp(z) - sum p z, with z the shifted logits
     mean = (torch.bmm(e[:, None], shifted[:, :, None])[:, 0] + e_y * shifted_y) / total
-    entropy = total.log() - mean
-    for out, values in zip(stats, (logps, entropy, shifted_y >= 0), strict=True):
+    entropy = (total.log() - mean).clamp_(min=0)
+    hits = (shifted_y >= 0) + 0 * total  # NaN where the others are
+    for out, values in zip(stats, (logps, entropy, hits), strict=True):
         out.copy_(values[:, 0])
     if gradient is None:
         return
@@ -343,7 +346,5 @@ def kernel_builds(device: torch.device) -> bool:
     return True
 
 
-def cuda_kernels(device: torch.device):
-    from model.cuda import load_kernels
-
+def cuda_kernels(device: torch.device) -> Kernels:
     return load_kernels(KERNEL_SOURCE, device.index)

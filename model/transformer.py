@@ -279,7 +279,7 @@ class Transformer(nn.Module):
         """
         if batch is not None:
             hidden = self.hidden_states(batch.input_ids, batch.positions, segments=batch.segments)
-            predictors = hidden[batch.predictors]  # (C, D): no other row meets the head
+            predictors = hidden.index_select(0, batch.predictors)  # (C, D): no other meets the head
             return token_logps(predictors, self.lm_head.weight, batch.targets, options=self.head)
         B, T = input_ids.shape
         if cache is None:
