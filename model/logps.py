@@ -26,7 +26,7 @@ from torch import Tensor
 from model.cuda import Kernels, load_kernels
 
 WORKSPACE_BYTES = 256 * 2**20  # at most, for one chunk's logits
-CPU_CHUNK_ROWS = 128  # at most on a CPU; more rows fall out of its caches, fewer starve the product
+CPU_CHUNK_ROWS = 256  # at most on a CPU; fewer starve its products, more only take memory
 CPU_CACHE_BYTES = 2 * 2**20  # of logits that the torch operations take at a time
 ROW_ALIGNMENT = 16  # bytes: where each row of the workspace begins
 HEAD_KERNELS = ("auto", "cuda", "torch")
@@ -270,12 +270,15 @@ def reduce_rows(
         kernels.launch(name, len(logits), kernels.constants["THREADS"], args)
         return
     R, V = logits.shape
+    wide = stats.logps.dtype
     if logits.device.type == "cpu":
-        R = max(1, CPU_CACHE_BYTES // (V * stats.logps.dtype.itemsize))
+        R = max(1, min(R, CPU_CACHE_BYTES // (V * wide.itemsize)))
+    scratch = logits.new_empty(R, V, dtype=wide)
     for start in range(0, len(logits), R):
         rows = slice(start, start + R)
         reduce_cached_rows(
-            logits[rows].to(stats.logps.dtype),
+            logits[rows].to(wide),
+            scratch[: len(logits[rows])],
             targets[rows, None],
             at(stats, rows),
             None if gradient is None else gradient[rows],
@@ -286,25 +289,27 @@ def reduce_rows(
 
 def reduce_cached_rows(
     logits: Tensor,
+    scratch: Tensor,
     targets: Tensor,
     stats: TokenStats,
     gradient: Tensor | None,
     grad_logps: Tensor | None,
     grad_entropy: Tensor | None,
 ) -> None:
-    """`reduce_rows` in torch operations; targets, grad_logps and grad_entropy are (R, 1)."""
+    """`reduce_rows` in torch operations; scratch: (R, V), targets and grad_...: (R, 1)."""
     V, nan = logits.shape[1], float("nan")
     invalid = (targets < 0) | (targets >= V)
     y = targets.clamp(0, V - 1)
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))  # (R, V), at most 0
-    e = shifted.exp()
+    e = torch.exp(shifted, out=scratch)
     shifted_y, e_y = shifted.gather(1, y), e.gather(1, y)  # (R, 1)
     others = e.scatter_(1, y, 0.0).sum(dim=-1, keepdim=True)  # of e_j over j != y
     others.masked_fill_(invalid, nan)
     total = others + e_y
     logps = torch.where(e_y > others, -torch.log1p(others / e_y), shifted_y - total.log())
     # H = log sum exp(z) - sum p z, with z the shifted logits
-    mean = (torch.bmm(e[:, None], shifted[:, :, None])[:, 0] + e_y * shifted_y) / total
+    weighted = shifted.mul_(e)  # 0 at y
+    mean = (weighted.sum(dim=-1, keepdim=True) + e_y * shifted_y) / total
     entropy = (total.log() - mean).clamp_(min=0)
     hits = (shifted_y >= 0) + 0 * total  # NaN where the others are
     for out, values in zip(stats, (logps, entropy, hits), strict=True):
@@ -315,7 +320,7 @@ def reduce_cached_rows(
     if grad_logps is not None:
         grad_y = grad_logps * grad_y - grad_entropy * (shifted_y - mean) * e_y / total
         # log p_j + H = shifted_j - mean
-        e *= shifted.sub_(mean).mul_(grad_entropy).add_(grad_logps)
+        e.mul_(grad_logps - grad_entropy * mean).addcmul_(weighted, grad_entropy)
     torch.mul(e, -1 / total, out=gradient)
     gradient.scatter_(1, y, grad_y.to(gradient.dtype))
 

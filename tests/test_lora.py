@@ -8,7 +8,14 @@ import math
 import pytest
 import torch
 
-from model.lora import LoRALinear, adapters_disabled, add_lora, lora_layers, merge_lora
+from model.lora import (
+    LoRALinear,
+    LoRAProduct,
+    adapters_disabled,
+    add_lora,
+    lora_layers,
+    merge_lora,
+)
 from model.transformer import Linear, ModelConfig, Transformer
 
 
@@ -35,6 +42,25 @@ def test_forward_is_the_definition():
     out = layer(torch.tensor([[1.0, 4.0]]))
     assert out.tolist() == [[1.0 + 3 * 2 * 5, 4.0]]
     assert layer.merged_weight().tolist() == [[7.0, 6.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_hand_written_backward_pass_is_that_of_finite_differences(bias):
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    generator = torch.Generator().manual_seed(0)
+    weight, row = random(5, 4).detach(), random(5).detach() if bias else None
+
+    def product(x, A, B):
+        return LoRAProduct.apply(x, weight, row, A, B, 1.7)
+
+    inputs = random(2, 3, 4), random(2, 4), random(5, 2)
+    torch.autograd.gradcheck(product, inputs)
+    x, A, B = inputs
+    expected = torch.nn.functional.linear(x, weight + 1.7 * B @ A, row)
+    torch.testing.assert_close(product(*inputs), expected, rtol=1e-12, atol=1e-12)
+    torch.autograd.gradcheck(lambda A, B: product(x.detach(), A, B), (A, B))  # the first layer's
 
 
 def test_fresh_adapter_is_the_reference_and_trains_alone():

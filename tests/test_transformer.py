@@ -14,7 +14,14 @@ import transformers
 from data.packing import PairBatch, pack_pairs
 from data.pairs import TokenPair
 from model.checkpoint import load_model, read_model_config
-from model.transformer import ModelConfig, Transformer
+from model.transformer import (
+    Gated,
+    ModelConfig,
+    Normalise,
+    Transformer,
+    rotary_tables,
+    rotate,
+)
 
 BASE = {
     "vocab_size": 97,
@@ -184,6 +191,51 @@ def test_packed_and_shared_equal_padded_and_unshared_in_float64(window, checkpoi
     for name in ours:
         error = (ours[name] - theirs[name]).norm() / theirs[name].norm()
         assert error.item() < 1e-9, (name, error)
+
+
+@pytest.mark.parametrize(("keep_every", "recomputed"), [(0, 6), (2, 3), (3, 4), (1, 0)])
+def test_every_nth_block_keeps_its_activations(keep_every, recomputed):
+    """Of 6 blocks, those that run a second time in the backward pass."""
+    model = Transformer(ModelConfig(97, 32, 48, 6, 4, 2, 8, initializer_range=0.3))
+    model.init_weights(0)
+    batch = pack_pairs(random_pairs(97, SIZES), list(range(5)))
+    exact = weighted_gradients(model, packed_logps(model, batch))
+    model.checkpoint_activations, model.keep_every = True, keep_every
+    runs = []
+    for layer in model.layers:
+        layer.mlp.register_forward_hook(lambda *_: runs.append(1))
+    gradients = weighted_gradients(model, packed_logps(model, batch))
+    assert len(runs) == 6 + recomputed
+    for name in exact:
+        assert torch.equal(gradients[name], exact[name]), name
+
+
+def random_float64(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def test_hand_written_backward_passes_are_those_of_finite_differences():
+    x, weight = random_float64(3, 2, 8), random_float64(8)
+    torch.autograd.gradcheck(lambda *xs: Normalise.apply(*xs, 1e-5), (x, weight))
+    config = ModelConfig(97, 32, 48, 2, 4, 2, 8)
+    cos, sin = rotary_tables(config, torch.tensor([0, 3, 700]), torch.float64)
+    torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (random_float64(3, 2, 8),))
+    torch.autograd.gradcheck(Gated.apply, (random_float64(3, 8), random_float64(3, 8) * 2))
+
+
+def test_the_norm_of_half_precision_is_taken_in_float32():
+    """Forward and backward within bfloat16's rounding of float64 on the same rounded inputs."""
+    x, weight = random_float64(5, 64).detach(), random_float64(64).detach()
+    grads = []
+    for dtype in (torch.bfloat16, torch.float64):
+        one = (x * 300).bfloat16().to(dtype).requires_grad_()
+        two = weight.bfloat16().to(dtype).requires_grad_()
+        out = Normalise.apply(one, two, 1e-5)
+        (out * x.bfloat16().to(dtype)).sum().backward()
+        grads.append([out, one.grad, two.grad])
+    for rough, exact in zip(*grads, strict=True):
+        assert ((rough.double() - exact).norm() / exact.norm()).item() < 2**-7
 
 
 def test_packed_equals_padded_on_a_real_model(smollm2_dir):
