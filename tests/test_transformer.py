@@ -203,7 +203,7 @@ def test_every_nth_block_keeps_its_activations(keep_every, recomputed):
     model.checkpoint_activations, model.keep_every = True, keep_every
     runs = []
     for layer in model.layers:
-        layer.mlp.register_forward_hook(lambda *_: runs.append(1))
+        layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     gradients = weighted_gradients(model, packed_logps(model, batch))
     assert len(runs) == 6 + recomputed
     for name in exact:
