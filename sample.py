@@ -39,9 +39,9 @@ from data.prompts import (
 from data.tokenizer import REPLACEMENT, Tokenizer, load_tokenizer
 from model.adapter import load_policy
 from model.checkpoint import DTYPES, save_model
-from model.config import parse_config, run_main
+from model.config import parse_config
 from model.generate import Completion, Sampling, check_prompt, completion_seeds, generate
-from model.run import choose_device
+from model.run import choose_device, run_main
 from model.transformer import Transformer
 
 

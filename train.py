@@ -5,6 +5,7 @@
     python train.py --model DIR --data PAIRS.jsonl --lora_rank 0 --reference cached
     python train.py --objective sft --init config.json --lora_rank 0 --data TEXTS.jsonl
     python train.py --config runs/tiny-spl/config.json --resume        go on after Ctrl-C
+    torchrun --nproc_per_node=8 train.py --model DIR ...               on 8 GPUs, sharded by FSDP2
 
 The equations are in model/objective.py; what a batch looks like, in data/packing.py.
 """
@@ -22,6 +23,7 @@ from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
 from data.packing import (
     PairBatch,
     epoch_batches,
+    num_tokens,
     pack_step,
     step_indices,
     steps_per_epoch,
@@ -30,14 +32,17 @@ from data.packing import (
 from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
 from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
-from model.adapter import load_adapter, save_adapter
+from model import parallel
+from model.adapter import read_scaled, save_adapter
 from model.checkpoint import (
-    init_model,
-    load_model,
+    allocate,
+    empty_model,
+    init_weights,
     read_model_config,
+    read_weights,
     save_model,
 )
-from model.config import parse_config, run_main, to_json
+from model.config import parse_config, to_json
 from model.generate import completion_seeds, generate
 from model.logbook import (
     Means,
@@ -51,17 +56,24 @@ from model.logbook import (
     write_record,
 )
 from model.logps import HEAD_KERNELS, HeadOptions
-from model.lora import TARGETS, add_lora, merge_lora
+from model.lora import TARGETS, add_lora, initial_adapters
 from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
-from model.run import Interrupt, choose_device, choose_out_dir, write_run_config
+from model.run import (
+    Interrupt,
+    choose_device,
+    choose_out_dir,
+    peak_memory_gb,
+    run_main,
+    write_run_config,
+)
 from model.training_state import load_training_state, save_training_state, trained_parameters
 from model.transformer import ModelConfig, Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
 AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
-                "max_prompt_length", "head_workspace_mib")  # fmt: skip
+                "max_prompt_length", "head_workspace_mib", "replicas")  # fmt: skip
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
                  "max_grad_norm", "weight_decay", "sft_weight", "keep_every")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
@@ -114,6 +126,8 @@ class TrainConfig:
     head_kernel: str = "auto"  # cuda, torch, or auto: cuda where it runs
     head_workspace_mib: int = 256  # memory for logits, at most
     compile: bool = False  # torch.compile for the blocks, attention left out
+    replicas: int = 1  # copies of the sharded model: one for each node, say; torchrun only
+    cpu_offload: bool = False  # keep shards and optimiser state in host memory; torchrun only
 
     eval_every: int = 50  # steps between evaluations; 0: before the first and after the last alone
     save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C alone
@@ -130,6 +144,7 @@ def main() -> None:
     inputs = (config.model, config.init, config.tokenizer, config.adapter)
     name = f"{start.name}-{config.objective}"
     out_dir = choose_out_dir(config.out_dir, name, config.resume, [p for p in inputs if p])
+    out_dir = Path(parallel.gather_json(str(out_dir))[0])
     config = dataclasses.replace(config, out_dir=str(out_dir))
 
     source = Path(config.tokenizer or config.init or config.model)
@@ -142,12 +157,14 @@ def main() -> None:
     pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, model_config)
     model = build_policy(config, dtype, device)
 
-    if not config.resume:
+    if not config.resume and parallel.is_main():
         out_dir.mkdir(parents=True, exist_ok=True)
         write_run_config(config, out_dir)
-    train(config, model, pairs, eval_pairs, out_dir)
+    train(config, model, pairs, eval_pairs, out_dir, device)
     save_policy(config, model, tokenizer, out_dir)
-    report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
+    with parallel.in_lockstep(model):
+        if parallel.is_main():
+            report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -200,6 +217,9 @@ def check_config(config: TrainConfig) -> None:
             "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
             "pass --reference cached"
         )
+    for flag in ("replicas", "cpu_offload"):
+        if parallel.world_size() == 1 and getattr(config, flag) != getattr(TrainConfig, flag):
+            raise ValueError(f"--{flag} needs more than one rank; start train.py with torchrun")
     if config.resume and not config.out_dir:
         raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
 
@@ -229,34 +249,56 @@ def load_pairs(
 
 
 def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transformer:
-    """The model with what is trained in float32 and what is frozen in the load dtype."""
+    """The model with what is trained in float32 and what is frozen in the load dtype.
+
+    It takes shape without memory; then each rank makes room for its share, and fills it.
+    """
     full = config.lora_rank == 0
-    stored = torch.float32 if full else dtype
+    if config.adapter and dtype != torch.float32:
+        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
+    model = shape_policy(config, dtype)
+    merged = read_scaled(model, config.adapter) if config.adapter else {}
+    parallel.shard(model, device, dtype, config.replicas, config.cpu_offload)
+    allocate(model, "cpu" if config.cpu_offload else device)
     if config.init:
-        model = init_model(config.init, stored, device, config.seed)
+        init_weights(model, config.seed)
     else:
-        model = load_model(config.model, stored, device)
-    if config.adapter:
-        if dtype != torch.float32:
-            raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
-        load_adapter(model, config.adapter)
-        merge_lora(model)
+        read_weights(model, config.model, merged)
+    if not full:
+        for parameter, values in initial_adapters(model, config.seed):
+            parallel.fill(parameter, values)
+    parameters = list(model.parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    print(
+        f"policy: {total / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained, {dtype} on {device}"
+    )
+    if parallel.world_size() > 1:
+        held = parallel.max_over_ranks(sum(parallel.owned(p)[0].nbytes for p in parameters) / 1e9)
+        peak = parallel.max_over_ranks(peak_memory_gb("cpu"))
+        print(
+            f"ranks: {parallel.world_size()}, each with {held:.3f} GB of the parameters at most; "
+            f"host memory of one so far {peak:.3f} GB at most"
+        )
+    return model
+
+
+def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
+    """The policy of a configuration on the meta device, with all that is set but its numbers."""
+    full = config.lora_rank == 0
+    model = empty_model(config.init or config.model, torch.float32 if full else dtype)
     if full:
         model.requires_grad_(True)
         model.compute_dtype = dtype
     else:
-        rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
-        add_lora(model, rank, alpha, targets, config.lora_dropout, config.seed)
+        add_lora(
+            model, config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout
+        )
     model.checkpoint_activations = config.activation_checkpointing
     model.keep_every = config.keep_every
     model.head = HeadOptions(config.head_workspace_mib * 2**20, config.head_kernel)
     if config.compile:
         model.compile_blocks()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    print(
-        f"policy: {total / 1e6:.2f}M parameters, {trained / 1e6:.2f}M trained, {dtype} on {device}"
-    )
     return model
 
 
@@ -270,9 +312,10 @@ def train(
     pairs: list[TokenPair],
     eval_pairs: list[TokenPair],
     out_dir: Path,
+    device: str,
 ) -> None:
     """All steps of the run; metrics.jsonl and the checkpoints are written on the way."""
-    device = str(model.embed_tokens.weight.device)
+    rank, ranks = parallel.rank(), parallel.world_size()
     total_steps = config.max_steps or config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     trained = list(trained_parameters(model).values())
     optimizer = torch.optim.AdamW(
@@ -282,10 +325,10 @@ def train(
     if config.objective != "sft" and config.reference == "cached":
         weights, budget = hash_weights(model), config.micro_batch_tokens
         reference, eval_reference = (
-            cached_reference_logps(model, weights, some, epoch_batches(some, budget), out_dir)
-            if some
-            else None
-            for some in (pairs, eval_pairs)
+            cached_reference_logps(model, weights, some, batches, out_dir, device) if some else None
+            for some, batches in (
+                (some, epoch_batches(some, budget, rank, ranks)) for some in (pairs, eval_pairs)
+            )
         )
     first_step = 0
     identity = {**to_json(config), "data (token ids)": reference_key("", pairs)}
@@ -295,40 +338,48 @@ def train(
     metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
     interrupt = Interrupt()
     if first_step == 0 and eval_pairs:
-        evaluate(config, model, eval_pairs, eval_reference, 0, metrics_file)
+        evaluate(config, model, eval_pairs, eval_reference, 0, metrics_file, device)
 
-    bar = tqdm(range(first_step, total_steps), initial=first_step, total=total_steps, unit="step")
+    bar = tqdm(
+        range(first_step, total_steps),
+        initial=first_step,
+        total=total_steps,
+        unit="step",
+        disable=not parallel.is_main(),
+    )
     log = StepLog(metrics_file, bar, pairs, device)
-    skip = torch.zeros((), device=device)  # 1 from the first step on that is no finite number
+    skip = torch.zeros((), device=trained[0].device)  # 1 from the first step on that is no number
     for step in bar:
-        torch.manual_seed(config.seed + step)  # dropout, where there is any
+        torch.manual_seed(config.seed + step + (rank << 32))  # dropout, where there is any
         model.train()
         optimizer.param_groups[0]["lr"] = lr = learning_rate(config, step, total_steps)
         indices = step_indices(step, len(pairs), config.batch_size, config.seed)
         normaliser = loss_normaliser(config, pairs, indices)
-        means, tokens = Means(), 0
-        for batch in pack_step(pairs, indices, config.micro_batch_tokens):
+        means, tokens = Means(), sum(num_tokens(pairs[i]) for i in indices)
+        for batch in pack_step(pairs, indices, config.micro_batch_tokens, rank, ranks):
             losses, metrics = compute_losses(config, model, batch.to(device), reference)
             (losses.sum() / normaliser).backward()
             means.add(metrics, batch.pair_ids)
-            tokens += len(batch.input_ids)
+        means.reduce()
         grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-        skip = torch.maximum(skip, means.not_finite(grad_norm))
+        grad_norm = parallel.whole(grad_norm)
+        skip = torch.maximum(skip, means.not_finite(grad_norm).to(skip.device))
         optimizer.found_inf = skip
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         log.add(Step(step + 1, means, grad_norm, lr, tokens, len(indices)))
 
         last = step + 1 == total_steps
+        stopped = parallel.any_rank(interrupt.asked)
         if eval_pairs and (last or is_due(step + 1, config.eval_every)):
             log.flush()
-            evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file)
+            evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file, device)
             log.restart_clock()
-        if last or interrupt.asked or is_due(step + 1, config.save_every):
+        if last or stopped or is_due(step + 1, config.save_every):
             log.flush()
             save_training_state(out_dir, model, optimizer, step + 1, identity)
             log.restart_clock()
-        if interrupt.asked and not last:
+        if stopped and not last:
             bar.close()
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
                   f"  python train.py --config {out_dir}/config.json --resume")  # fmt: skip
@@ -384,13 +435,16 @@ def evaluate(
     reference: Tensor | None,
     step: int,
     metrics_file: Path,
+    device: str,
 ) -> None:
     """The same numbers on held-out pairs, each pair once, under names that begin with eval/."""
     model.eval()
-    device, means = model.embed_tokens.weight.device, Means()
-    for batch in epoch_batches(pairs, config.micro_batch_tokens):
+    means, ranks = Means(), parallel.world_size()
+    for batch in epoch_batches(pairs, config.micro_batch_tokens, parallel.rank(), ranks):
         _, metrics = compute_losses(config, model, batch.to(device), reference)
         means.add(metrics, batch.pair_ids)
+    parallel.drop_gathered(model)
+    means.reduce()
     record = {"step": step, **{f"eval/{name}": v for name, v in means.read().items()}}
     write_record(metrics_file, record)
     tqdm.write(evaluation_line(record))
@@ -427,7 +481,6 @@ def save_policy(
     if config.lora_rank and not config.init:
         save_adapter(model, out_dir, config.model, config.adapter)
         return
-    merge_lora(model)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     save_model(model, out_dir / "model", tokenizer.files, **ids)
 

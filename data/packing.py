@@ -92,23 +92,67 @@ def join(parts: list) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def pack_step(pairs: list[TokenPair], indices: list[int], budget: int) -> list[PairBatch]:
-    """The pairs at `indices` as micro-batches of at most `budget` tokens.
+def pack_step(
+    pairs: list[TokenPair], indices: list[int], budget: int, rank: int = 0, ranks: int = 1
+) -> list[PairBatch]:
+    """A rank's share of the pairs at `indices`, as micro-batches of at most `budget` tokens.
 
-    A pair longer than the budget makes a micro-batch of its own. Longest first into the first
-    micro-batch with room, so that the number of micro-batches is near its minimum.
+    Every rank gets the same number of micro-batches, some of them idle if need be. A pair longer
+    than the budget makes a micro-batch of its own.
     """
     sizes = {i: num_tokens(pairs[i]) for i in indices}
+    shares = [fill_bins(share, sizes, budget) for share in share_pairs(sizes, ranks)]
+    return pack_bins(pairs, shares[rank], max(map(len, shares)))
+
+
+def share_pairs(sizes: dict[int, int], ranks: int) -> list[list[int]]:
+    """Pairs {index: tokens} dealt out by balanced token counts: longest first, to the least."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for i in by_size(sizes):
+        least = loads.index(min(loads))
+        shares[least].append(i)
+        loads[least] += sizes[i]
+    return shares
+
+
+def fill_bins(indices: list[int], sizes: dict[int, int], budget: int) -> list[list[int]]:
+    """Longest first into the first bin with room, so that their number is near its minimum."""
     bins: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(indices, key=lambda i: (-sizes[i], i)):
+    for i in by_size({i: sizes[i] for i in indices}):
         slot = next((b for b, free in enumerate(room) if sizes[i] <= free), len(bins))
         if slot == len(bins):
             bins.append([])
             room.append(budget)
         bins[slot].append(i)
         room[slot] -= sizes[i]
-    return [pack_pairs([pairs[i] for i in members], members) for members in bins]
+    return bins
+
+
+def by_size(sizes: dict[int, int]) -> list[int]:
+    return sorted(sizes, key=lambda i: (-sizes[i], i))
+
+
+def pack_bins(pairs: list[TokenPair], bins: list[list[int]], count: int) -> list[PairBatch]:
+    """`count` batches: the bins, then idle ones."""
+    packed = [pack_pairs([pairs[i] for i in members], members) for members in bins]
+    return packed + [idle_batch()] * (count - len(packed))
+
+
+def idle_batch() -> PairBatch:
+    """One token and no pair, for a rank that has to run a forward and has nothing left to do."""
+    token, nothing = torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    return PairBatch(
+        input_ids=token,
+        positions=token,
+        segments=[(0, 1, 0, 0)],
+        predictors=nothing,
+        targets=nothing,
+        sequence_id=nothing,
+        lengths=torch.zeros(0),
+        pair_ids=[],
+    )
 
 
 def num_tokens(pair: TokenPair) -> int:
@@ -131,17 +175,20 @@ def step_indices(step: int, num_pairs: int, batch_size: int, seed: int) -> list[
     return order[position * batch_size : (position + 1) * batch_size].tolist()
 
 
-def epoch_batches(pairs: list[TokenPair], budget: int) -> Iterator[PairBatch]:
-    """All pairs once, near-equal lengths together: for evaluation and for caching."""
-    order = sorted(range(len(pairs)), key=lambda i: num_tokens(pairs[i]))
-    start = 0
-    while start < len(order):
-        stop, total = start, 0
-        while stop < len(order) and (
-            stop == start or total + num_tokens(pairs[order[stop]]) <= budget
-        ):
-            total += num_tokens(pairs[order[stop]])
-            stop += 1
-        members = order[start:stop]
-        yield pack_pairs([pairs[i] for i in members], members)
-        start = stop
+def epoch_batches(
+    pairs: list[TokenPair], budget: int, rank: int = 0, ranks: int = 1
+) -> Iterator[PairBatch]:
+    """A rank's share of all pairs, each once, near-equal lengths together: for evaluation and for
+    caching. Every rank gets the same number of batches."""
+    sizes = [num_tokens(pair) for pair in pairs]
+    bins: list[list[int]] = []
+    total = 0
+    for i in sorted(range(len(pairs)), key=sizes.__getitem__):
+        if not bins or total + sizes[i] > budget:
+            bins.append([])
+            total = 0
+        bins[-1].append(i)
+        total += sizes[i]
+    for start in range(0, len(bins), ranks):
+        dealt = bins[start : start + ranks]
+        yield from pack_bins(pairs, dealt[rank : rank + 1], 1)

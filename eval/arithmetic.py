@@ -24,9 +24,9 @@ from data.synthetic import read_rows, write_rows
 from data.tokenizer import load_tokenizer
 from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
 from model.adapter import load_policy
-from model.config import parse_config, run_main
+from model.config import parse_config
 from model.generate import Sampling, completion_seeds, generate
-from model.run import choose_device
+from model.run import choose_device, run_main
 
 
 @dataclass(frozen=True)

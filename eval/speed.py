@@ -26,8 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from model.config import run_main
-from model.run import git_commit
+from model.run import git_commit, run_main
 
 QUESTIONS = ("logps", "train")
 PACKAGES = ("torch", "triton", "trl", "transformers", "peft", "accelerate")

@@ -24,11 +24,12 @@ from eval.speed import begin_peak, matrix_rate, peak_bytes, pin_threads, seconds
 from eval.speed_logps import bare_products, head_flop
 from eval.speed_work import LAYOUTS, Layout
 from model.checkpoint import DTYPES, init_model, load_model
-from model.config import parse_config, run_main
+from model.config import parse_config
 from model.logps import WORKSPACE_BYTES, chunks
 from model.lora import add_lora
 from model.objective import objective_loss
 from model.reference import reference_logps
+from model.run import run_main
 from model.transformer import Transformer
 
 MAX_GRAD_NORM = 1.0

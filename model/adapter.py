@@ -12,8 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint import load_model, read_json, read_tensors, to_file_name, write_tensors
-from model.lora import TARGETS, add_lora, lora_layers, merge_lora
+from model.checkpoint import (
+    allocate,
+    base_parameters,
+    empty_model,
+    read_json,
+    read_tensors,
+    read_weights,
+    to_file_name,
+    write_tensors,
+)
+from model.lora import TARGETS, add_lora, lora_layers
+from model.parallel import fill, is_main, shard, whole
 from model.transformer import Transformer
 
 PREFIX = "base_model.model."
@@ -24,22 +34,24 @@ Matrices = dict[str, tuple[Tensor, Tensor]]  # layer -> (lora_A (R, in), lora_B 
 def save_adapter(
     model: Transformer, folder: str | Path, base_model: str, earlier: str | Path | None = None
 ) -> None:
-    """Write the adapter of a model as PEFT reads it.
+    """Write the adapter of a model as PEFT reads it; rank 0 writes, every rank has to call.
 
     base_model: where its base was loaded from. earlier: the adapter that had been merged into that
     base; it is written along.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     layers = dict(lora_layers(model))
     assert layers, "the model has no adapter"
-    matrices = {name: (layer.lora_A, layer.lora_B) for name, layer in layers.items()}
+    matrices = {name: (whole(x.lora_A), whole(x.lora_B)) for name, x in layers.items()}
     first = next(iter(layers.values()))
     rank = first.lora_A.shape[0]
     alpha = first.scale * rank
+    if not is_main():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     if earlier is not None:
-        scaled = {name: (A.detach(), first.scale * B.detach()) for name, (A, B) in matrices.items()}
-        matrices = stack(scaled, read_scaled(Path(earlier)))
+        scaled = {name: (A, first.scale * B) for name, (A, B) in matrices.items()}
+        matrices = stack(scaled, read_scaled(model, earlier))
         rank = alpha = next(iter(matrices.values()))[0].shape[0]
     tensors = {}
     for name, (lora_A, lora_B) in matrices.items():
@@ -61,19 +73,59 @@ def save_adapter(
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def load_adapter(model: Transformer, folder: str | Path) -> None:
-    """Add the adapter of a folder in PEFT's format to a model without one.
+def load_policy(
+    model: str | Path,
+    adapter: str | Path | None,
+    dtype: torch.dtype,
+    device: str,
+    sharded: bool = False,
+) -> Transformer:
+    """A model to sample from: the checkpoint with its adapter, if any.
 
-    Raises FileNotFoundError, or ValueError for options of PEFT's that are not plain LoRA and for
-    tensors that are missing, unexpected or do not fit the model.
+    The adapter is merged into float32 weights; bfloat16 would round most of it away, so there it
+    stays beside them. sharded: share the weights among the ranks.
+    Raises FileNotFoundError, or ValueError for a broken checkpoint, for options of PEFT's that are
+    not plain LoRA, and for matrices that are missing, unexpected or do not fit the model.
     """
-    folder = Path(folder)
-    rank, alpha, targets = read_adapter_config(folder)
+    policy = empty_model(model, dtype)
+    merged = read_scaled(policy, adapter) if adapter and dtype == torch.float32 else {}
+    if adapter and not merged:
+        add_adapter(policy, adapter)
+    if sharded:
+        shard(policy, device, dtype)
+    allocate(policy, device)
+    read_weights(policy, model, merged)
+    if adapter and not merged:
+        fill_adapter(policy, adapter)
+    return policy.eval()
+
+
+def add_adapter(model: Transformer, folder: str | Path) -> None:
+    """Give a model fresh adapters of the rank, the scale and on the layers that a folder has."""
+    rank, alpha, targets = read_adapter_config(Path(folder))
     add_lora(model, rank, alpha, targets)
+
+
+def fill_adapter(model: Transformer, folder: str | Path) -> None:
+    """Write the matrices of a folder into a model that has adapters of that shape."""
     layers = dict(lora_layers(model))
-    matrices = read_matrices(folder)
-    for problem, names in (("missing", layers.keys() - matrices.keys()),
-                           ("unexpected", matrices.keys() - layers.keys())):  # fmt: skip
+    for name, (lora_A, lora_B) in read_matrices(model, Path(folder)).items():
+        fill(layers[name].lora_A, lora_A)
+        fill(layers[name].lora_B, lora_B)
+
+
+def read_matrices(model: Transformer, folder: Path) -> Matrices:
+    """The matrices of an adapter for a model, under the names of its layers; float32."""
+    rank, _, targets = read_adapter_config(folder)
+    expected = {}
+    for name, parameter in base_parameters(model).items():
+        layer = name.removesuffix(".weight")
+        if layer != name and layer.rpartition(".")[2] in targets:
+            height, width = parameter.shape
+            expected[layer] = ((rank, width), (height, rank))
+    matrices = read_pairs_of_matrices(folder)
+    for problem, names in (("missing", expected.keys() - matrices.keys()),
+                           ("unexpected", matrices.keys() - expected.keys())):  # fmt: skip
         if names:
             some = ", ".join(sorted(names)[:3])
             raise ValueError(
@@ -81,48 +133,32 @@ def load_adapter(model: Transformer, folder: str | Path) -> None:
                 f"is this the adapter's base model?"
             )
     for name, pair in matrices.items():
-        own = (layers[name].lora_A, layers[name].lora_B)
-        for parameter, tensor in zip(own, pair, strict=True):
-            if parameter.shape != tensor.shape:
-                shapes = f"{tuple(parameter.shape)}, got {tuple(tensor.shape)}"
-                raise ValueError(f"{folder / FILE}: {name} expects shape {shapes}")
-            parameter.data.copy_(tensor)
+        shapes = tuple(tuple(matrix.shape) for matrix in pair)
+        if shapes != expected[name]:
+            wanted = expected[name]
+            raise ValueError(f"{folder / FILE}: {name} expects shapes {wanted}, got {shapes}")
+    return matrices
 
 
-def load_policy(
-    model: str | Path, adapter: str | Path | None, dtype: torch.dtype, device: str
-) -> Transformer:
-    """A model to sample from: the checkpoint with its adapter, if any.
-
-    The adapter is merged into float32 weights; bfloat16 would round most of it away, so there it
-    stays beside them.
-    """
-    policy = load_model(model, dtype, device)
-    if adapter is not None:
-        load_adapter(policy, adapter)
-        if dtype == torch.float32:
-            merge_lora(policy)
-    return policy
-
-
-def read_matrices(folder: Path) -> Matrices:
-    """The matrices of an adapter file, under the names of the layers; float32."""
+def read_pairs_of_matrices(folder: Path) -> Matrices:
+    """Every (lora_A, lora_B) of an adapter file, whatever the model; float32."""
     parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
-    for name, tensor in read_tensors(folder / FILE, torch.float32, "cpu"):
+    for name, tensor in read_tensors(folder / FILE):
         match = re.fullmatch(rf"{re.escape(PREFIX)}(?:model\.)?(.+)\.(lora_[AB])\.weight", name)
         if match is None:
             raise ValueError(f"{folder / FILE}: unexpected tensor {name}; plain LoRA only")
-        parts[match[2]][match[1]] = tensor
+        parts[match[2]][match[1]] = tensor.float()
     lone = parts["lora_A"].keys() ^ parts["lora_B"].keys()
     if lone:
         raise ValueError(f"{folder / FILE}: only one of lora_A and lora_B for {sorted(lone)[0]}")
     return {name: (lora_A, parts["lora_B"][name]) for name, lora_A in parts["lora_A"].items()}
 
 
-def read_scaled(folder: Path) -> Matrices:
-    """The matrices with the adapter's scale multiplied into B."""
-    rank, alpha, _ = read_adapter_config(folder)
-    return {name: (A, B * (alpha / rank)) for name, (A, B) in read_matrices(folder).items()}
+def read_scaled(model: Transformer, folder: str | Path) -> Matrices:
+    """The matrices of an adapter for a model, its scale multiplied into B."""
+    rank, alpha, _ = read_adapter_config(Path(folder))
+    matrices = read_matrices(model, Path(folder))
+    return {name: (A, B * (alpha / rank)) for name, (A, B) in matrices.items()}
 
 
 def stack(one: Matrices, two: Matrices) -> Matrices:

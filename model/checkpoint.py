@@ -6,7 +6,8 @@ Nothing is pickled. A module's dotted name is the tensor's name in the file, but
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.lora import lora_layers
+from model.lora import lora_layers, merged_weight
+from model.parallel import fill, is_main, owned, whole
 from model.transformer import ModelConfig, Transformer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
+FILE_BYTES = 5 * 10**9  # of one file of weights, at most
 ROPE_FIELDS = {
     "default": (),
     "linear": ("factor",),
@@ -154,7 +158,7 @@ def write_model_config(config: ModelConfig, path: Path, dtype: torch.dtype, **id
 
 
 # ------------------------------------------------------------------------------------------------
-# weights
+# weights in
 
 
 def load_model(
@@ -166,46 +170,82 @@ def load_model(
     Raises FileNotFoundError for a missing file, ValueError for missing, unexpected or mis-shaped
     tensors, a corrupt file, and an index that points out of the folder.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    if not Path(path).is_dir():
         raise FileNotFoundError(f"--model expects a folder with config.json, got {path}")
-    with torch.device("meta"):
-        model = Transformer(read_model_config(folder))
-    expected = dict(model.state_dict(keep_vars=True))
-    tied = model.config.tie_word_embeddings
-    if tied:
-        del expected["lm_head.weight"]
-    for file in weight_files(folder):
-        for name, tensor in read_tensors(file, dtype, device):
-            name = name.removeprefix("model.")
-            if ignored(name, tied):
-                continue
-            if name not in expected:
-                raise ValueError(f"{file}: unexpected or repeated tensor {name}")
-            shape = tuple(expected.pop(name).shape)
-            if tuple(tensor.shape) != shape:
-                got = tuple(tensor.shape)
-                raise ValueError(f"{file}: tensor {name} expects shape {shape}, got {got}")
-            put(model, name, tensor)
-    if expected:
-        some = ", ".join(sorted(expected)[:3])
-        raise ValueError(f"{folder}: {len(expected)} tensors are missing: {some}")
-    if tied:
-        model.lm_head.weight = model.embed_tokens.weight
+    model = empty_model(path, dtype)
+    allocate(model, device)
+    read_weights(model, path)
     return model.eval()
 
 
 def init_model(path: str | Path, dtype: torch.dtype, device: str, seed: int) -> Transformer:
     """Random weights for the architecture of a config.json."""
-    model = Transformer(read_model_config(path))
-    model.init_weights(seed)
-    return model.to(device=device, dtype=dtype).eval()
+    model = empty_model(path, dtype)
+    allocate(model, device)
+    init_weights(model, seed)
+    return model.eval()
 
 
-def put(model: torch.nn.Module, name: str, tensor: Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    parameter = torch.nn.Parameter(tensor, requires_grad=False)
-    setattr(model.get_submodule(parent), leaf, parameter)
+def empty_model(path: str | Path, dtype: torch.dtype) -> Transformer:
+    """The architecture of a config.json on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        model = Transformer(read_model_config(path))
+    return model.to(dtype).requires_grad_(False)
+
+
+def allocate(model: Transformer, device: str) -> None:
+    """Memory for a model on the meta device, or for this rank's share of it; not yet written."""
+    model.to_empty(device=device)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+
+
+def init_weights(model: Transformer, seed: int) -> None:
+    """Random weights, the same on any number of ranks."""
+    for parameter, values in model.initial_weights(seed):
+        fill(parameter, values)
+
+
+def read_weights(
+    model: Transformer, folder: str | Path, adapter: Mapping[str, tuple[Tensor, Tensor]] = {}
+) -> None:
+    """Fill a model, or this rank's share of it, from a folder; each rank reads its rows alone.
+
+    adapter: {layer: (A (R, in), B (out, R))} of an adapter of scale 1, to be merged on the way.
+    Raises as `load_model` does.
+    """
+    folder = Path(folder)
+    expected = base_parameters(model)
+    tied = model.config.tie_word_embeddings
+    for file in weight_files(folder):
+        for file_name, shape in tensor_shapes(file).items():
+            name = file_name.removeprefix("model.")
+            if ignored(name, tied):
+                continue
+            if name not in expected:
+                raise ValueError(f"{file}: unexpected or repeated tensor {name}")
+            parameter = expected.pop(name)
+            if shape != tuple(parameter.shape):
+                wanted = tuple(parameter.shape)
+                raise ValueError(f"{file}: tensor {name} expects shape {wanted}, got {shape}")
+            local, rows = owned(parameter)
+            values = read_rows(file, file_name, rows)
+            if (layer := name.removesuffix(".weight")) in adapter:
+                lora_A, lora_B = adapter[layer]
+                values = merged_weight(values.float(), lora_A, lora_B[rows], 1.0)
+            local.copy_(values)
+    if expected:
+        some = ", ".join(sorted(expected)[:3])
+        raise ValueError(f"{folder}: {len(expected)} tensors are missing: {some}")
+
+
+def base_parameters(model: Transformer) -> dict[str, torch.nn.Parameter]:
+    """The parameters but the adapters', under the names that they have without adapters."""
+    return {
+        name.replace(".base.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }
 
 
 def ignored(name: str, tied: bool) -> bool:
@@ -234,37 +274,39 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def read_tensors(
-    file: Path, dtype: torch.dtype | None, device: str
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a safetensors file, one at a time; None keeps the stored dtype."""
+# ------------------------------------------------------------------------------------------------
+# tensors in a file
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a safetensors file; ValueError for a corrupt one and for whole numbers."""
+    with open_tensors(file) as reader:
+        slices = {name: reader.get_slice(name) for name in reader.keys()}
+        for name, part in slices.items():
+            if part.get_dtype() not in FLOATS:
+                raise ValueError(f"{file}: tensor {name} expects floats, got {part.get_dtype()}")
+        return {name: tuple(part.get_shape()) for name, part in slices.items()}
+
+
+def read_rows(file: Path, name: str, rows: slice) -> Tensor:
+    """Some rows of a tensor. The file is opened for each: closing it is what frees its pages."""
+    with open_tensors(file) as reader:
+        return reader.get_slice(name)[rows].clone()
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a safetensors file, one at a time, as stored."""
+    for name in tensor_shapes(file):
+        yield name, read_rows(file, name, slice(None))
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[safe_open]:
     try:
         with safe_open(file, framework="pt", device="cpu") as reader:
-            for name in reader.keys():
-                tensor = reader.get_tensor(name)
-                if not tensor.is_floating_point():
-                    raise ValueError(f"{file}: tensor {name} expects floats, got {tensor.dtype}")
-                yield name, tensor.to(device=device, dtype=dtype or tensor.dtype)
+            yield reader
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt: {error}") from None
-
-
-def save_model(model: Transformer, folder: str | Path, tokenizer_files: list[Path], **ids) -> None:
-    """A folder that load_model and transformers read; adapters must have been merged.
-
-    tokenizer_files: copied beside the weights; ids: bos_token_id and eos_token_id for config.json.
-    """
-    assert not list(lora_layers(model)), "merge the adapter before saving the whole model"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {to_file_name(name): tensor for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
-    write_tensors(tensors, folder / "model.safetensors")
-    write_model_config(model.config, folder / "config.json", model.embed_tokens.weight.dtype, **ids)
-    for file in tokenizer_files:
-        if file.parent.resolve() != folder.resolve():
-            shutil.copy(file, folder)
 
 
 def write_tensors(
@@ -276,6 +318,69 @@ def write_tensors(
     save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
     partial.chmod(0o644)  # readable like any other file, whatever the library's default
     partial.replace(file)
+
+
+# ------------------------------------------------------------------------------------------------
+# weights out
+
+
+def save_model(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer_files: list[Path],
+    file_bytes: int = FILE_BYTES,
+    **ids: Any,
+) -> None:
+    """A folder that load_model and transformers read; rank 0 writes, every rank has to call.
+
+    An adapter is merged in what is written, which then is float32: bfloat16 rounds most of it away.
+    tokenizer_files: copied beside the weights; file_bytes: of one file, and of the host's memory
+    for it; ids: bos_token_id and eos_token_id for config.json.
+    """
+    folder = Path(folder)
+    weights, layers = base_parameters(model), dict(lora_layers(model))
+    dtype = torch.float32 if layers else model.embed_tokens.weight.dtype
+    sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in weights.items()}
+    parts = cut(sizes, file_bytes)
+    weight_map = {}
+    for number, names in enumerate(parts, start=1):
+        file = "model.safetensors"
+        if len(parts) > 1:
+            file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            values = whole(weights[name]).to(dtype)
+            if (layer := layers.get(name.removesuffix(".weight"))) is not None:
+                matrices = whole(layer.lora_A), whole(layer.lora_B)
+                values = merged_weight(values, *matrices, layer.scale)
+            if is_main():
+                tensors[to_file_name(name)] = values.cpu()
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(tensors, folder / file)
+        weight_map |= {to_file_name(name): file for name in names}
+    if not is_main():
+        return
+    if len(parts) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_model_config(model.config, folder / "config.json", dtype, **ids)
+    for file in tokenizer_files:
+        if file.parent.resolve() != folder.resolve():
+            shutil.copy(file, folder)
+
+
+def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in parts of at most `limit` bytes together; one that is larger is a part of its own."""
+    parts: list[list[str]] = []
+    total = 0
+    for name, size in sizes.items():
+        if not parts or total + size > limit:
+            parts.append([])
+            total = 0
+        parts[-1].append(name)
+        total += size
+    return parts
 
 
 def to_file_name(name: str) -> str:

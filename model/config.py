@@ -5,7 +5,6 @@
         beta: float = 0.1  # weight of the reference term in the margin
 
     config = parse_config(TrainConfig)   # defaults < --config run/config.json < --beta 0.2
-    run_main(main)                       # a user's mistake: its message alone, and exit code 2
 
 A field is `int`, `float`, `str`, `bool` or `tuple[str, ...]` (several values after one flag), or
 one of these `| None`. The comment that ends a field's line is its `--help`.
@@ -19,7 +18,6 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,20 +45,6 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None) -> C
             raise ValueError(f"unknown flag --{name}{suggest(name, list(kinds))}; see --help")
         values[name] = parse_value(name, given, kinds[name])
     return config_class(**values)
-
-
-def run_main(main: Callable[[], None]) -> None:
-    """Run `main`; a user's mistake ends with one message on stderr and exit code 2."""
-    try:
-        main()
-    except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is wrong
-        sys.stderr.close()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def to_json(config: Any) -> dict[str, Any]:

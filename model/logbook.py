@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.parallel import gather_json, is_main, max_over_ranks, sum_over_ranks
 from model.run import peak_memory_gb
 
 KEPT_MASS = 0.9  # of the reference's mass on closed pairs; below it there is a warning
@@ -37,23 +38,32 @@ class Means:
             self.sums[name] = self.sums.get(name, 0.0) + total
             self.weights[name] = self.weights.get(name, 0) + weight
 
+    def reduce(self) -> None:
+        """Take in what the other ranks have added, in one sum; every rank has the same names."""
+        totals = sum_over_ranks(self.stack())
+        self.sums = dict(zip(self.sums, totals[0], strict=True))
+        self.weights = dict(zip(self.weights, totals[1], strict=True))
+
     def read(self) -> dict[str, float]:
         """{name: mean} of every name with an element, brought to the host in one piece."""
         if not self.sums:
             return {}
+        rows = zip(self.sums, *self.stack().tolist(), strict=True)
+        return {name: total / weight for name, total, weight in rows if weight}
+
+    def stack(self) -> Tensor:
+        """(2, names) float64: the sums, and the weights."""
         device = next(iter(self.sums.values())).device
         weights = [torch.as_tensor(weight, device=device) for weight in self.weights.values()]
-        both = torch.stack([v.double() for v in (*self.sums.values(), *weights)]).tolist()
-        sums, weights = both[: len(weights)], both[len(weights) :]
-        pairs = zip(self.sums, sums, weights, strict=True)
-        return {name: total / weight for name, total, weight in pairs if weight}
+        both = torch.stack([v.double() for v in (*self.sums.values(), *weights)])
+        return both.view(2, -1)
 
     def not_finite(self, grad_norm: Tensor) -> Tensor:
         """1.0 where the loss or the gradient is no finite number, else 0.0, left on the device."""
         return 1.0 - (self.sums["loss"] + grad_norm).isfinite().float()
 
     def broken_pairs(self) -> list[tuple[int, dict[str, float]]]:
-        """(pair, its terms) of every pair with a term that is not a finite number."""
+        """(pair, its terms) of every pair of this rank with a term that is no finite number."""
         bad = []
         for pair_ids, metrics in self.added:
             plain = {name: v for name, v in metrics.items() if isinstance(v, Tensor)}
@@ -78,7 +88,7 @@ class Step:
 
 
 class StepLog:
-    """One line of metrics.jsonl for each step.
+    """One line of metrics.jsonl for each step; every rank keeps one, the first one writes.
 
     On CUDA a step is written when the next one has been handed over, so that the host never waits
     for numbers while the device has nothing else to do.
@@ -106,7 +116,7 @@ class StepLog:
         seconds, self.since = now - self.since, now
         record |= {"grad_norm": grad_norm, "lr": step.lr, "tokens_per_s": step.tokens / seconds}
         record |= {"pairs_per_s": step.pairs / seconds}
-        record |= {"peak_memory_gb": peak_memory_gb(self.device)}
+        record |= {"peak_memory_gb": max_over_ranks(peak_memory_gb(self.device))}
         write_record(self.file, {"step": step.number, **record})
         show(self.bar, record)
 
@@ -121,7 +131,7 @@ def check_finite(
     """Stop at a loss or a gradient that is no number; the optimiser has left its step out."""
     if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
         return
-    broken = step.means.broken_pairs()
+    broken = [pair for rank in gather_json(step.means.broken_pairs()) for pair in rank]
     bad = [f"pair {i} ({data[i].source}): {terms}" for i, terms in broken]
     blamed = "; ".join(bad[:3]) or "every pair's own terms are finite"
     raise ValueError(
@@ -133,13 +143,16 @@ def check_finite(
 def open_metrics(file: Path, step: int) -> Path:
     """Keep the records up to `step` alone, as a resumed run will write the later ones again."""
     kept = [record for record in read_records(file) if record["step"] <= step]
-    file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    if is_main():
+        file.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return file
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
+    """Append a record; on the first rank alone."""
+    if is_main():
+        with file.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

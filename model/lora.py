@@ -31,7 +31,7 @@ class LoRALinear(nn.Module):
         self.dropout = dropout
         self.enabled = True
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -43,13 +43,6 @@ class LoRALinear(nn.Module):
         weight, bias = self.base.weight, self.base.bias
         bias = None if bias is None else bias.to(x.dtype)
         return LoRAProduct.apply(x, weight.to(x.dtype), bias, A, B, self.scale)
-
-    @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """W + (alpha / R) B A, summed in float32, in W's dtype."""
-        weight = self.base.weight
-        wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
-        return (wide + self.scale * (self.lora_B @ self.lora_A)).to(weight.dtype)
 
 
 class LoRAProduct(torch.autograd.Function):
@@ -104,16 +97,23 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"expected --lora_rank 1 or more for an adapter, got {rank}")
     assert not list(lora_layers(model)), "merge the adapter that is there before adding one"
-    generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if name in targets and isinstance(child, nn.Linear):
-                layer = LoRALinear(child, rank, alpha, dropout)
-                bound = math.sqrt(1 / child.in_features)  # gain sqrt(1/3) times sqrt(3 / fan_in)
-                noise = torch.rand(layer.lora_A.shape, generator=generator) * 2 * bound - bound
-                layer.lora_A.data.copy_(noise)
-                setattr(parent, name, layer)
+                setattr(parent, name, LoRALinear(child, rank, alpha, dropout))
+    for parameter, values in initial_adapters(model, seed):
+        parameter.data.copy_(values)
+
+
+def initial_adapters(model: nn.Module, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """What the matrices of every adapter start from."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, layer in lora_layers(model):
+        bound = math.sqrt(1 / layer.base.in_features)  # gain sqrt(1/3) times sqrt(3 / fan_in)
+        noise = torch.rand(layer.lora_A.shape, generator=generator)
+        yield layer.lora_A, noise * 2 * bound - bound
+        yield layer.lora_B, torch.zeros(layer.lora_B.shape)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -136,9 +136,11 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
             layer.enabled = True
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its weight and put the plain layers back."""
-    for name, layer in list(lora_layers(model)):
-        layer.base.weight.data = layer.merged_weight()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
+@torch.no_grad()
+def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    """W + scale * B A, summed in float32 or wider, in W's dtype.
+
+    weight: (out, in), lora_A: (R, in), lora_B: (out, R); or some rows of W and the same of B.
+    """
+    wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+    return (wide + scale * (lora_B @ lora_A)).to(weight.dtype)

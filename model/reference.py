@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from model.checkpoint import write_tensors
+from model.checkpoint import base_parameters, write_tensors
 from model.lora import adapters_disabled
+from model.parallel import any_rank, drop_gathered, gather_json, is_main, sum_over_ranks, whole
 from model.transformer import Transformer
 
 
@@ -28,42 +29,56 @@ def reference_logps(model: Transformer, batch: Any) -> Tensor:
 
 
 def cached_reference_logps(
-    model: Transformer, weights: str, pairs: Sequence[Any], batches: Iterable[Any], out_dir: Path
+    model: Transformer,
+    weights: str,
+    pairs: Sequence[Any],
+    batches: Iterable[Any],
+    out_dir: Path,
+    device: str,
 ) -> Tensor:
     """(N, 2) chosen and rejected logps of every pair, read from out_dir/reference or made there.
 
-    weights: `hash_weights` of the model; batches: packed batches that hold each pair once.
+    weights: `hash_weights` of the model; batches: this rank's packed batches, those of all ranks
+    hold each pair once.
     """
     key = reference_key(weights, pairs)
     file = out_dir / "reference" / f"{key[:16]}.safetensors"
-    cached = read_cache(file, key)
-    if cached is not None:
+    cached = read_cache(file, key, len(pairs)) if is_main() else None
+    if any_rank(cached is not None):
+        cached = sum_over_ranks(torch.zeros(len(pairs), 2) if cached is None else cached)
         print(f"reference: {len(pairs)} pairs read from {file}")
         return cached
-    device = model.embed_tokens.weight.device
-    logps = torch.full((len(pairs), 2), float("nan"))
-    for batch in tqdm(batches, desc="reference", unit="batch", leave=False):
+    logps, times = torch.zeros(len(pairs), 2), torch.zeros(len(pairs))
+    bar = tqdm(batches, desc="reference", unit="batch", leave=False, disable=not is_main())
+    for batch in bar:
         chosen, rejected = reference_logps(model, batch.to(device)).cpu().chunk(2)
         logps[batch.pair_ids] = torch.stack([chosen, rejected], dim=1).float()
+        times[batch.pair_ids] += 1
+    drop_gathered(model)
+    logps, times = sum_over_ranks(logps), sum_over_ranks(times)
+    assert (times == 1).all(), f"pairs computed other than once: {(times != 1).nonzero().tolist()}"
     if not logps.isfinite().all():
         bad = (~logps.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(
             f"the reference policy gives {len(bad)} pairs no finite log-probability, "
             f"the first is {pairs[bad[0]].source}; are the weights broken?"
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors({"logps": logps}, file, {"key": key})
+    if is_main():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors({"logps": logps}, file, {"key": key})
     print(f"reference: {len(pairs)} pairs cached in {file}")
     return logps
 
 
-def read_cache(file: Path, key: str) -> Tensor | None:
+def read_cache(file: Path, key: str, pairs: int) -> Tensor | None:
     if not file.is_file():
         return None
     try:
         with safe_open(file, framework="pt") as reader:
             if (reader.metadata() or {}).get("key") == key:
-                return reader.get_tensor("logps")
+                logps = reader.get_tensor("logps")
+                if logps.shape == (pairs, 2) and logps.isfinite().all():
+                    return logps
             reason = "it was made from other weights or data"
     except SafetensorError as error:
         reason = f"it is corrupt: {error}"
@@ -74,13 +89,12 @@ def read_cache(file: Path, key: str) -> Tensor | None:
 def hash_weights(model: Transformer) -> str:
     """SHA-256 over the reference policy: its architecture, its weights and their dtypes."""
     digest = hashlib.sha256(repr((model.config, model.compute_dtype)).encode())
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            continue
-        name = name.replace(".base.", ".")  # beside an adapter or without one
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    for name, parameter in base_parameters(model).items():
+        weight = whole(parameter)  # one at a time, gathered where the model is sharded
+        if is_main():
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+    return gather_json(digest.hexdigest())[0]
 
 
 def reference_key(weights: str, pairs: Sequence[Any]) -> str:

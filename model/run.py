@@ -1,4 +1,4 @@
-"""What a run starts from and how it ends: device, run folder, config.json, memory, Ctrl-C."""
+"""What a run starts from and how it ends: ranks, device, run folder, memory, errors, Ctrl-C."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -16,8 +16,27 @@ import torch
 
 from model.checkpoint import DTYPES
 from model.config import to_json
+from model.parallel import device_of_rank, end_distributed, init_distributed, says_first, world_size
 
 PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run `main` on every rank; a user's mistake ends with one message and exit code 2."""
+    try:
+        init_distributed()
+        main()
+        end_distributed()
+    except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is wrong
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        if says_first("interrupted"):
+            print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ImportError) as error:
+        if says_first(str(error)):
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
@@ -26,6 +45,7 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
         device = "cuda" if torch.cuda.is_available() else "cpu"
         reason = "a GPU is there" if device == "cuda" else "torch sees no GPU"
         print(f"device: {device} ({reason})")
+    device = device_of_rank(device)
     try:
         if torch.device(device).type not in ("cpu", "cuda"):
             raise RuntimeError("it is neither cpu nor cuda")
@@ -68,6 +88,7 @@ def write_run_config(config: Any, out_dir: Path) -> None:
         "_python": sys.version.split()[0],
         "_versions": {name: version(name) for name in PACKAGES},
         "_threads": torch.get_num_threads(),
+        "_world_size": world_size(),
     }
     text = json.dumps({**to_json(config), **about}, indent=2)
     (out_dir / "config.json").write_text(text + "\n")

@@ -11,6 +11,7 @@ positions at each call, in float32, and attention dropout does not exist.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -332,14 +333,15 @@ class Transformer(nn.Module):
             weight.device,
         )
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Random weights for training from scratch: normal matrices, unit norms, zero biases."""
+    def initial_weights(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Values to train from scratch: normal matrices, unit norms, zero biases; in float32."""
         generator = torch.Generator().manual_seed(seed)
+        std = self.config.initializer_range
         for name, parameter in self.named_parameters():
+            if ".lora_" in name:
+                continue
             if parameter.dim() == 2:
-                std = self.config.initializer_range
-                values = torch.randn(parameter.shape, generator=generator) * std
-                parameter.copy_(values)
+                yield parameter, torch.randn(parameter.shape, generator=generator) * std
             else:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                constant = 1.0 if name.endswith("norm.weight") else 0.0
+                yield parameter, torch.full(parameter.shape, constant)

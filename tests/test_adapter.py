@@ -10,11 +10,17 @@ import pytest
 import torch
 import transformers
 
-from model.adapter import load_adapter, save_adapter
+from model.adapter import add_adapter, fill_adapter, load_policy, save_adapter
 from model.checkpoint import load_model
-from model.lora import TARGETS, adapters_disabled, add_lora, merge_lora
+from model.lora import TARGETS, adapters_disabled, add_lora
 from tests.test_lora import scatter, small_model
 from tests.test_transformer import save_witness
+
+
+def with_adapter(model, folder):
+    add_adapter(model, folder)
+    fill_adapter(model, folder)
+    return model
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj")])
@@ -43,8 +49,7 @@ def test_ours_loads_peft(tmp_path):
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
     theirs.save_pretrained(tmp_path / "adapter")
-    model = load_model(tmp_path)
-    load_adapter(model, tmp_path / "adapter")
+    model = with_adapter(load_model(tmp_path), tmp_path / "adapter")
     input_ids = torch.arange(40)[None]
     with torch.no_grad():
         assert (model(input_ids) - theirs(input_ids).logits).abs().max().item() < 1e-4
@@ -55,8 +60,7 @@ def test_adapter_survives_a_round_trip_bit_for_bit(tmp_path):
     add_lora(model, rank=4, alpha=6.0, targets=("q_proj", "up_proj"))
     scatter(model)
     save_adapter(model, tmp_path, "base")
-    again = small_model()
-    load_adapter(again, tmp_path)
+    again = with_adapter(small_model(), tmp_path)
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -68,13 +72,12 @@ def test_an_adapter_on_an_adapter_is_saved_as_one(tmp_path):
     add_lora(one, rank=3, alpha=9.0, targets=("q_proj", "up_proj"))
     scatter(one, seed=1)
     save_adapter(one, tmp_path / "one", "base")
-    merge_lora(one)
+    one = load_policy(tmp_path, tmp_path / "one", torch.float32, "cpu")
     add_lora(one, rank=2, alpha=1.0, targets=("q_proj", "v_proj"))
     scatter(one, seed=2)
     save_adapter(one, tmp_path / "two", "base", earlier=tmp_path / "one")
 
-    both = load_model(tmp_path)
-    load_adapter(both, tmp_path / "two")
+    both = with_adapter(load_model(tmp_path), tmp_path / "two")
     input_ids = torch.arange(40)[None]
     torch.testing.assert_close(both(input_ids), one(input_ids), rtol=1e-4, atol=1e-5)
     base = load_model(tmp_path)
@@ -98,7 +101,7 @@ def edit(folder, **changes) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias='all' is not implemented"),
         ({"r": 0}, "expected r and lora_alpha above 0"),
-        ({"r": 3}, r"q_proj expects shape \(3, 32\), got \(4, 32\)"),
+        ({"r": 3}, r"q_proj expects shapes \(\(3, 32\), \(32, 3\)\), got \(\(4, 32\)"),
         ({"target_modules": ["lm_head"]}, "expected target_modules out of"),
         ({"target_modules": ["q_proj", "k_proj"]}, "matrices of 2 layers are missing"),
         ({"target_modules": ["v_proj"]}, "matrices of 2 layers are missing"),
@@ -110,9 +113,9 @@ def test_adapters_that_do_not_fit_are_refused(changes, message, tmp_path):
     save_adapter(model, tmp_path, "base")
     edit(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        load_adapter(small_model(), tmp_path)
+        with_adapter(small_model(), tmp_path)
 
 
 def test_missing_adapter_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--adapter expects a folder with adapter_model"):
-        load_adapter(small_model(), tmp_path / "nowhere")
+        with_adapter(small_model(), tmp_path / "nowhere")

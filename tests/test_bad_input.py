@@ -15,8 +15,8 @@ import sample
 import train
 from eval import arithmetic
 from model.adapter import save_adapter
-from model.config import run_main
 from model.lora import add_lora
+from model.run import run_main
 from tests.conftest import ROOT
 from tests.test_lora import small_model
 

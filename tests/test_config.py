@@ -12,7 +12,8 @@ import pytest
 import sample
 import train
 from eval import arithmetic
-from model.config import field_comments, parse_config, run_main, to_json
+from model.config import field_comments, parse_config, to_json
+from model.run import run_main
 
 
 @dataclass(frozen=True)

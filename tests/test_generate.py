@@ -13,7 +13,7 @@ from transformers.generation import logits_process as witness
 
 from data.tokenizer import load_tokenizer
 from model import generate as module
-from model.checkpoint import load_model
+from model.checkpoint import init_weights, load_model
 from model.generate import (
     Completion,
     Sampling,
@@ -56,7 +56,7 @@ def random_model(dtype: torch.dtype = torch.float32, **changes) -> Transformer:
         initializer_range=0.25,
     )
     model = Transformer(ModelConfig(**(sizes | changes)))
-    model.init_weights(seed=1)
+    init_weights(model, 1)
     return model.to(dtype).eval()
 
 

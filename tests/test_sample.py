@@ -24,7 +24,7 @@ import sample
 from data.chat import CHAT_FORMATS, bind_tokens
 from data.tokenizer import load_tokenizer
 from model.adapter import save_adapter
-from model.checkpoint import load_model, save_model
+from model.checkpoint import init_weights, load_model, save_model
 from model.generate import Sampling, completion_seeds, generate
 from model.lora import add_lora, lora_layers
 from model.transformer import ModelConfig, Transformer
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
         initializer_range=0.3,
     )
     model = Transformer(config)
-    model.init_weights(seed=0)
+    init_weights(model, 0)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     save_model(model, folder, tokenizer.files, bos_token_id=1, eos_token_id=2)
     return folder

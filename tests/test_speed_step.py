@@ -16,7 +16,7 @@ import torch
 from eval import speed_step
 from eval.speed_step import ProductRecorder, SpeedStepConfig, lay_out, run_variant
 from eval.speed_work import LAYOUTS, count_rows, step_flop
-from model.checkpoint import read_model_config
+from model.checkpoint import init_weights, read_model_config
 from model.transformer import ModelConfig, Transformer
 from tests.conftest import ROOT
 from tests.test_transformer import SIZES, padded_logps, random_pairs
@@ -39,7 +39,7 @@ def quick(monkeypatch):
 def test_layouts_give_the_definitions_numbers_and_the_counted_rows(name):
     config = ModelConfig(97, 32, 48, 2, 4, 2, 8, initializer_range=0.3)
     model = Transformer(config)
-    model.init_weights(0)
+    init_weights(model, 0)
     model = model.double()
     pairs, layout = random_pairs(97, SIZES), LAYOUTS[name]
     batch = lay_out(pairs, layout)

@@ -312,7 +312,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(folder):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.test_train import *
-from model.config import run_main
+from model.run import run_main
 folder = Path({str(folder)!r})
 run_main(lambda: run(settings(folder, max_steps=100000, save_every=0), pairs_of()))
 """)

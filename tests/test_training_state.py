@@ -56,8 +56,7 @@ def test_state_lies_beside_its_parameter(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "to", watch)
         load_training_state(tmp_path, again, again_optimizer, CONFIG)
-    states = sum(len(again_optimizer.state[p]) for p in again_optimizer.state)
-    assert sum(device == torch.device("cpu") for device in moved) >= states == 28 * 3
+    assert sum(device == torch.device("cpu") for device in moved) == 28  # one step count for each
 
 
 def test_newest_whole_checkpoint_is_taken(tmp_path):
@@ -79,13 +78,13 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_training_state(tmp_path, *policy_and_optimizer(), {**CONFIG, "beta": 0.2})
     with pytest.raises(ValueError, match=r"trained tensor \S+lora_A does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(rank=2), CONFIG)
-    tensors = load_file(folder / "trained.safetensors")
-    lost = sorted(tensors)[3]
-    save_file({n: t for n, t in tensors.items() if n != lost}, folder / "trained.safetensors")
-    with pytest.raises(ValueError, match=f"no trained tensor {lost}"):
+    file = folder / "shard-00000-of-00001.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in sorted(tensors) if name.endswith("lora_B"))
+    save_file({n: t for n, t in tensors.items() if not n.startswith(lost)}, file)
+    with pytest.raises(ValueError, match=f"trained tensor {lost} does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
-    save_file(tensors, folder / "trained.safetensors")
-    file = folder / "optimizer.safetensors"
+    save_file(tensors, file)
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"optimizer.safetensors is truncated or corrupt"):
+    with pytest.raises(ValueError, match=r"of-00001.safetensors is truncated or corrupt"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)

@@ -14,7 +14,7 @@ import transformers
 
 from data.packing import PairBatch, pack_pairs
 from data.pairs import TokenPair
-from model.checkpoint import load_model, read_model_config
+from model.checkpoint import init_weights, load_model, read_model_config
 from model.lora import adapters_disabled, add_lora, lora_layers
 from model.transformer import (
     Gated,
@@ -180,7 +180,7 @@ SIZES = [(1, 1, 1), (40, 3, 60), (2, 90, 1), (17, 30, 29), (60, 1, 2)]
 def test_packed_and_shared_equal_padded_and_unshared_in_float64(window, checkpointing):
     config = ModelConfig(97, 32, 48, 2, 4, 2, 8, sliding_window=window, initializer_range=0.3)
     model = Transformer(config)
-    model.init_weights(0)
+    init_weights(model, 0)
     model = model.double()
     model.checkpoint_activations = checkpointing
     pairs = random_pairs(97, SIZES)
@@ -199,7 +199,7 @@ def test_packed_and_shared_equal_padded_and_unshared_in_float64(window, checkpoi
 def test_every_nth_block_keeps_its_activations(keep_every, recomputed):
     """Of 6 blocks, those that run a second time in the backward pass."""
     model = Transformer(ModelConfig(97, 32, 48, 6, 4, 2, 8, initializer_range=0.3))
-    model.init_weights(0)
+    init_weights(model, 0)
     batch = pack_pairs(random_pairs(97, SIZES), list(range(5)))
     exact = weighted_gradients(model, packed_logps(model, batch))
     model.checkpoint_activations, model.keep_every = True, keep_every
@@ -216,7 +216,7 @@ def test_every_nth_block_keeps_its_activations(keep_every, recomputed):
 def test_compiled_blocks_give_the_same_numbers():
     """Two batches of different lengths, with adapters and without: float32's rounding apart."""
     model = Transformer(ModelConfig(97, 32, 48, 1, 4, 2, 8, initializer_range=0.3))
-    model.init_weights(0)
+    init_weights(model, 0)
     add_lora(model, rank=2, alpha=4.0)
     for _, layer in lora_layers(model):
         torch.nn.init.normal_(layer.lora_B, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -290,7 +290,7 @@ def test_packed_equals_padded_on_a_real_model(smollm2_dir):
 def test_trained_float32_weights_compute_in_bfloat16():
     """Full fine-tuning in bfloat16: float32 parameters and gradients, bfloat16 activations."""
     model = Transformer(ModelConfig(97, 32, 48, 2, 4, 2, 8, initializer_range=0.2))
-    model.init_weights(0)
+    init_weights(model, 0)
     batch = pack_pairs(random_pairs(97, SIZES), list(range(5)))
     exact = packed_logps(model, batch)
     model.compute_dtype = torch.bfloat16
@@ -308,7 +308,7 @@ def test_init_is_a_function_of_the_seed():
     config = ModelConfig(97, 32, 48, 2, 4, 2, 8)
     models = [Transformer(config) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
-        model.init_weights(seed)
+        init_weights(model, seed)
     one, two, three = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
     assert torch.equal(one, two) and not torch.equal(one, three)
     assert models[0].embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
