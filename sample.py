@@ -5,6 +5,7 @@
     python sample.py --model DIR --adapter runs/DIR --prompts FILE.jsonl --n 8 --out samples.jsonl
     python sample.py --model DIR --adapter runs/DIR --merge_to MERGED
     cat questions.txt | python sample.py --temperature 0    a prompt a line, from standard input
+    torchrun --nproc_per_node=8 sample.py --model DIR --prompts FILE.jsonl --out samples.jsonl
 
 A prompt file has one prompt a line (.txt), or one object a line (.jsonl, .jsonl.gz) with `prompt`
 (a text, or messages), `messages` or `question`. A row of the results:
@@ -37,6 +38,7 @@ from data.prompts import (
     with_system,
 )
 from data.tokenizer import REPLACEMENT, Tokenizer, load_tokenizer
+from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES, save_model
 from model.config import parse_config
@@ -65,6 +67,7 @@ class SampleConfig:
     dtype: str | None = None  # float32, bfloat16 or float16; none: bfloat16 on CUDA, else float32
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     cache_gb: float = 1.0  # memory for keys and values; it bounds what is generated at a time
+    shard: bool = False  # under torchrun: share the weights among the ranks; else each has a copy
     out: str | None = None  # JSONL file for the results
 
 
@@ -77,9 +80,9 @@ def main() -> None:
     chat_format, reason = detect_chat_format(config.model, tokenizer, asked)
     note(f"chat format: {chat_format.name} ({reason})")
     exact = "float32" if config.merge_to is not None else None  # bfloat16 rounds an adapter away
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr if parallel.is_main() else sys.stdout):
         device, dtype = choose_device(config.device, config.dtype or exact)
-    model = load_policy(config.model, config.adapter, dtype, device)
+    model = load_policy(config.model, config.adapter, dtype, device, config.shard)
     if config.merge_to is not None:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         save_model(model, config.merge_to, tokenizer.files, **ids)
@@ -92,7 +95,9 @@ def main() -> None:
         return
     encoded = [sampler.encode(prompt) for prompt in prompts]
     if config.out is not None:
-        write_samples(sampler, prompts, encoded, Path(config.out))
+        with parallel.in_lockstep(model):
+            write_samples(sampler, prompts, encoded, Path(config.out))
+        join_samples(len(prompts), Path(config.out))
     elif len(prompts) == config.n == 1:
         stream(sampler, encoded[0], 0)
     else:
@@ -112,6 +117,10 @@ def check_config(config: SampleConfig) -> Sampling:
         raise ValueError(f"--n expects 1 or more, got {config.n}")
     if config.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens expects 1 or more, got {config.max_new_tokens}")
+    if config.shard and parallel.world_size() == 1:
+        raise ValueError("--shard needs more than one rank; start sample.py with torchrun")
+    if parallel.world_size() > 1 and config.out is None and config.merge_to is None:
+        raise ValueError("under torchrun sample.py expects --out FILE, and prompts")
     if config.cache_gb <= 0:
         raise ValueError(f"--cache_gb expects a number above 0, got {config.cache_gb}")
     if "" in config.stop:
@@ -140,7 +149,8 @@ def check_config(config: SampleConfig) -> Sampling:
 
 def note(text: str) -> None:
     """For the reader, not for the pipe."""
-    print(text, file=sys.stderr)
+    if parallel.is_main():
+        print(text, file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -234,16 +244,16 @@ class Sampler:
         encoded: list[list[int]],
         on_token: Callable[[int, int], object] | None = None,
     ) -> Iterator[dict]:
-        """One row of results for each prompt and its ids, as they finish."""
-        n = self.config.n
-        repeated = [ids for ids in encoded for _ in range(n)]
-        seeds = [seed for i in range(len(prompts)) for seed in self.seeds(i)]
+        """One row of results for each prompt of this rank's share, as they finish."""
+        n, own = self.config.n, parallel.share(len(prompts))
+        repeated = [encoded[i] for i in own for _ in range(n)]
+        seeds = [seed for i in own for seed in self.seeds(i)]
         drawn = self.draw(repeated, seeds, on_token)
-        for index, prompt in enumerate(prompts):
+        for index in own:
             completions = [next(drawn) for _ in range(n)]
             yield {
                 "index": index,
-                "prompt": prompt.record,
+                "prompt": prompts[index].record,
                 "completions": [self.text(completion.ids) for completion in completions],
                 "tokens": [len(completion.ids) for completion in completions],
                 "logps": [completion.logps for completion in completions],
@@ -259,8 +269,10 @@ def write_samples(
 ) -> None:
     """One JSON line for each prompt, as soon as its completions are there; Ctrl-C keeps them."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    done, total = 0, len(prompts)
-    with out.open("w", encoding="utf-8") as file, tqdm(unit=" tokens", desc=f"0/{total}") as bar:
+    done, total = 0, len(parallel.share(len(prompts)))
+    hide = not parallel.is_main()
+    bar = tqdm(unit=" tokens", desc=f"0/{total}", disable=hide)
+    with part_file(out, parallel.rank()).open("w", encoding="utf-8") as file, bar:
         try:
             for row in sampler.rows(prompts, encoded, lambda *_: bar.update()):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -268,9 +280,27 @@ def write_samples(
                 done += 1
                 bar.set_description(f"{done}/{total} prompts")
         except KeyboardInterrupt:
-            note(f"\nstopped by Ctrl-C: {done} of {total} prompts are in {out}")
+            note(f"\nstopped by Ctrl-C: {done} of {total} prompts are in {file.name}")
             raise SystemExit(130) from None
-    note(f"{total} prompts, {total * sampler.config.n} completions: {out}")
+
+
+def part_file(out: Path, rank: int) -> Path:
+    """Where a rank writes: the file itself where there is one rank."""
+    return out if parallel.world_size() == 1 else out.with_name(f"{out.name}.rank-{rank}")
+
+
+def join_samples(prompts: int, out: Path) -> None:
+    """The rows of all ranks in one file, in the order of the prompts."""
+    ranks = parallel.world_size()
+    parallel.any_rank(False)  # all have written
+    if ranks > 1 and parallel.is_main():
+        parts = [part_file(out, rank) for rank in range(ranks)]
+        with contextlib.ExitStack() as stack, out.open("w", encoding="utf-8") as whole:
+            rows = [stack.enter_context(part.open(encoding="utf-8")) for part in parts]
+            whole.writelines(next(rows[index % ranks]) for index in range(prompts))
+        for part in parts:
+            part.unlink()
+    note(f"{prompts} prompts: {out}")
 
 
 # ------------------------------------------------------------------------------------------------

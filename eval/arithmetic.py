@@ -23,6 +23,7 @@ from data.prompts import completion_text
 from data.synthetic import read_rows, write_rows
 from data.tokenizer import load_tokenizer
 from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
+from model import parallel
 from model.adapter import load_policy
 from model.config import parse_config
 from model.generate import Sampling, completion_seeds, generate
@@ -41,6 +42,7 @@ class ArithmeticConfig:
     max_new_tokens: int = 120  # per completion
     seed: int = 0  # of the sampling
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
+    shard: bool = False  # under torchrun: share the weights among the ranks; else each has a copy
     out: str = "runs/arithmetic"  # folder for the results
     baseline: str | None = None  # results folder of another policy on the same problems
 
@@ -118,15 +120,18 @@ def read_problems(path: Path, limit: int | None) -> list[dict]:
 
 
 def sample_completions(config: ArithmeticConfig, questions: Sequence[str]) -> list[list[str]]:
-    """n completions of each question; which ones depends on (seed, question, sample) alone."""
+    """n completions of each question; which ones depends on (seed, question, sample) alone.
+
+    Each rank takes its share of the questions; all get the completions of all.
+    """
     device, dtype = choose_device(config.device, "float32")
     tokenizer = load_tokenizer(config.model)
     chat_format, reason = detect_chat_format(config.model, tokenizer)
     print(f"chat format: {chat_format.name} ({reason})")
-    policy = load_policy(config.model, config.adapter, dtype, device)
+    policy = load_policy(config.model, config.adapter, dtype, device, config.shard)
     prompts, seeds = [], []
-    for i, question in enumerate(questions):
-        message = {"role": "user", "content": question}
+    for i in parallel.share(len(questions)):
+        message = {"role": "user", "content": questions[i]}
         prompts += [encode_prompt([message], chat_format, tokenizer)] * config.n
         seeds += completion_seeds(config.seed, i, config.n)
     drawn = generate(
@@ -137,9 +142,12 @@ def sample_completions(config: ArithmeticConfig, questions: Sequence[str]) -> li
         Sampling(config.temperature),
         stop_ids(chat_format, tokenizer),
     )
-    bar = tqdm(drawn, total=len(prompts), desc="sampling", unit="completion")
-    texts = [completion_text(completion.ids, chat_format, tokenizer) for completion in bar]
-    return [texts[start : start + config.n] for start in range(0, len(texts), config.n)]
+    hide = not parallel.is_main()
+    with parallel.in_lockstep(policy):
+        bar = tqdm(drawn, total=len(prompts), desc="sampling", unit="completion", disable=hide)
+        texts = [completion_text(completion.ids, chat_format, tokenizer) for completion in bar]
+    own = [texts[start : start + config.n] for start in range(0, len(texts), config.n)]
+    return parallel.gather_shares(own)
 
 
 def read_samples(path: Path, problems: int) -> list[list[str]]:
@@ -187,6 +195,8 @@ def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
 
 def main() -> None:
     config = parse_config(ArithmeticConfig)
+    if config.shard and parallel.world_size() == 1:
+        raise ValueError("--shard needs more than one rank; start it with torchrun")
     for flag in ("n", "limit", "max_new_tokens"):
         if (value := getattr(config, flag)) is not None and value < 1:
             raise ValueError(f"--{flag} expects 1 or more, got {value}")
@@ -195,6 +205,8 @@ def main() -> None:
     baseline_items = read_rows(baseline) if baseline is not None else None  # before the sampling
     if config.samples is None:
         completions = sample_completions(config, [problem["prompt"] for problem in problems])
+        if not parallel.is_main():
+            return
         rows = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
         Path(config.out).mkdir(parents=True, exist_ok=True)
         write_rows(Path(config.out) / "samples.jsonl", rows)
@@ -208,7 +220,7 @@ def main() -> None:
     digest = hashlib.sha256(Path(config.data).read_bytes()).hexdigest()
     settings = asdict(config) | {"data_sha256": digest}
     if config.samples is not None:  # made elsewhere: how is not known here
-        made = ("model", "adapter", "n", "temperature", "max_new_tokens", "seed", "device")
+        made = ("model", "adapter", "n", "temperature", "max_new_tokens", "seed", "device", "shard")
         settings |= dict.fromkeys(made)
     write_results(Path(config.out), settings, items, metrics)
     print_table(metrics)

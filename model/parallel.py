@@ -129,6 +129,17 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in received]
 
 
+def share(count: int) -> range:
+    """Which of `count` items this rank takes: every world_size()-th."""
+    return range(rank(), count, world_size())
+
+
+def gather_shares(values: list[Any]) -> list[Any]:
+    """What all ranks have made of their `share`, in the order of the items."""
+    shares = gather_json(values)
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
+
+
 # ------------------------------------------------------------------------------------------------
 # sharding
 
@@ -167,6 +178,8 @@ def shard(
             f"--replicas expects a divisor of the {world_size()} ranks, got {replicas}"
         )
     kind = torch.device(device).type
+    if cpu_offload and kind == "cpu":
+        raise ValueError("--cpu_offload has no meaning with --device cpu")
     if replicas == 1:
         mesh = init_device_mesh(kind, (world_size(),), mesh_dim_names=("shard",))
     else:
@@ -232,7 +245,7 @@ def shard_place(model: nn.Module) -> tuple[int, int, bool]:
 
 
 def drop_gathered(model: nn.Module) -> None:
-    """Forget what a forward has gathered that no backward follows; until then it hides the shards."""
+    """Forget what a forward gathered that no backward follows: it hides the shards until then."""
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()

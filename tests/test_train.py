@@ -58,7 +58,7 @@ def run(config: TrainConfig, pairs: list[TokenPair], held_out: list[TokenPair] |
     out_dir = Path(config.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     model = build_policy(config, torch.float32, "cpu")
-    train.train(config, model, pairs, held_out or [], out_dir)
+    train.train(config, model, pairs, held_out or [], out_dir, "cpu")
     return model, read_records(out_dir / "metrics.jsonl")
 
 
