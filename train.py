@@ -23,6 +23,7 @@ from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
 from data.packing import (
     PairBatch,
     epoch_batches,
+    heaviest_batch,
     num_tokens,
     pack_step,
     step_indices,
@@ -35,6 +36,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model import parallel
 from model.adapter import read_scaled, save_adapter
 from model.checkpoint import (
+    DTYPES,
     allocate,
     empty_model,
     init_weights,
@@ -58,6 +60,7 @@ from model.logbook import (
 from model.logps import HEAD_KERNELS, HeadOptions
 from model.lora import TARGETS, add_lora, initial_adapters
 from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
+from model.plan import plan_run, render
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
 from model.run import (
     Interrupt,
@@ -68,12 +71,12 @@ from model.run import (
     write_run_config,
 )
 from model.training_state import load_training_state, save_training_state, trained_parameters
-from model.transformer import ModelConfig, Transformer
+from model.transformer import Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
 AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
-                "max_prompt_length", "head_workspace_mib", "replicas")  # fmt: skip
+                "max_prompt_length", "head_workspace_mib", "replicas", "world_size")  # fmt: skip
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
                  "max_grad_norm", "weight_decay", "sft_weight", "keep_every")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
@@ -131,6 +134,8 @@ class TrainConfig:
 
     eval_every: int = 50  # steps between evaluations; 0: before the first and after the last alone
     save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C alone
+    plan: bool = False  # print what each rank will hold, send and compute; then stop
+    world_size: int | None = None  # of --plan: for how many ranks
     resume: bool = False  # go on from the newest checkpoint in --out_dir
     sample_prompts: int = 3  # held-out prompts answered at the end
     out_dir: str | None = None  # run folder; none: runs/<model>-<objective>, numbered where taken
@@ -139,6 +144,9 @@ class TrainConfig:
 def main() -> None:
     config = parse_config(TrainConfig)
     check_config(config)
+    if config.plan:
+        print_plan(config)
+        return
     device, dtype = choose_device(config.device, config.dtype)
     start = Path(config.init).resolve().parent if config.init else Path(config.model).resolve()
     inputs = (config.model, config.init, config.tokenizer, config.adapter)
@@ -147,14 +155,8 @@ def main() -> None:
     out_dir = Path(parallel.gather_json(str(out_dir))[0])
     config = dataclasses.replace(config, out_dir=str(out_dir))
 
-    source = Path(config.tokenizer or config.init or config.model)
-    source = source.parent if source.is_file() else source
-    tokenizer = load_tokenizer(source)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(source, tokenizer, asked)
-    print(f"chat format: {chat_format.name} ({reason})")
-    model_config = read_model_config(config.init or config.model)
-    pairs, eval_pairs = load_pairs(config, tokenizer, chat_format, model_config)
+    tokenizer, chat_format = load_formats(config)
+    pairs, eval_pairs = load_pairs(config, tokenizer, chat_format)
     model = build_policy(config, dtype, device)
 
     if not config.resume and parallel.is_main():
@@ -217,17 +219,34 @@ def check_config(config: TrainConfig) -> None:
             "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
             "pass --reference cached"
         )
+    if config.world_size is not None and not config.plan:
+        raise ValueError("--world_size is for --plan; a run has the ranks that torchrun starts")
+    ranks = (config.world_size or 1) if config.plan else parallel.world_size()
     for flag in ("replicas", "cpu_offload"):
-        if parallel.world_size() == 1 and getattr(config, flag) != getattr(TrainConfig, flag):
+        if ranks == 1 and getattr(config, flag) != getattr(TrainConfig, flag):
             raise ValueError(f"--{flag} needs more than one rank; start train.py with torchrun")
+    if ranks % config.replicas:
+        raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
     if config.resume and not config.out_dir:
         raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
 
 
+def load_formats(config: TrainConfig) -> tuple[Tokenizer, ChatFormat]:
+    """From text to ids."""
+    source = Path(config.tokenizer or config.init or config.model)
+    source = source.parent if source.is_file() else source
+    tokenizer = load_tokenizer(source)
+    asked = None if config.chat_format == "auto" else config.chat_format
+    chat_format, reason = detect_chat_format(source, tokenizer, asked)
+    print(f"chat format: {chat_format.name} ({reason})")
+    return tokenizer, chat_format
+
+
 def load_pairs(
-    config: TrainConfig, tokenizer: Tokenizer, chat_format: ChatFormat, model_config: ModelConfig
+    config: TrainConfig, tokenizer: Tokenizer, chat_format: ChatFormat
 ) -> tuple[list[TokenPair], list[TokenPair]]:
     """Training and held-out pairs as token ids."""
+    model_config = read_model_config(config.init or config.model)
     eval_data = config.eval_data
     if eval_data is None and config.data == (EMBEDDED,) and config.objective != "sft":
         eval_data = (EMBEDDED_EVAL,)
@@ -300,6 +319,30 @@ def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
     if config.compile:
         model.compile_blocks()
     return model
+
+
+def print_plan(config: TrainConfig) -> None:
+    """--plan: the run's heaviest micro-step, counted on the meta device; no weight is read."""
+    device = torch.device(config.device or "cuda").type
+    dtype = DTYPES[config.dtype or ("bfloat16" if device == "cuda" else "float32")]
+    pairs, _ = load_pairs(config, *load_formats(config))
+    ranks = config.world_size or 1
+    steps = config.max_steps or steps_per_epoch(len(pairs), config.batch_size)
+    limits = (config.batch_size, config.micro_batch_tokens, config.seed, steps, ranks)
+    batch, micro_steps = heaviest_batch(pairs, *limits)
+    plan = plan_run(
+        shape_policy(dataclasses.replace(config, compile=False), dtype),
+        batch,
+        micro_steps,
+        ranks,
+        config.replicas,
+        config.cpu_offload,
+        online_reference=config.objective != "sft" and config.reference == "online",
+        device_type=device,
+    )
+    print(f"\n{micro_steps} micro-steps a step, the heaviest with {len(batch)} pairs, "
+          f"{len(batch.input_ids)} tokens, {len(batch.targets)} of them predicted; "
+          f"{dtype} on {device}\n{render(plan)}")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------

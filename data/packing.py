@@ -100,9 +100,16 @@ def pack_step(
     Every rank gets the same number of micro-batches, some of them idle if need be. A pair longer
     than the budget makes a micro-batch of its own.
     """
-    sizes = {i: num_tokens(pairs[i]) for i in indices}
-    shares = [fill_bins(share, sizes, budget) for share in share_pairs(sizes, ranks)]
+    shares = step_bins(pairs, indices, budget, ranks)
     return pack_bins(pairs, shares[rank], max(map(len, shares)))
+
+
+def step_bins(
+    pairs: list[TokenPair], indices: list[int], budget: int, ranks: int
+) -> list[list[list[int]]]:
+    """For each rank, the micro-batches of its share, as indices of pairs."""
+    sizes = {i: num_tokens(pairs[i]) for i in indices}
+    return [fill_bins(share, sizes, budget) for share in share_pairs(sizes, ranks)]
 
 
 def share_pairs(sizes: dict[int, int], ranks: int) -> list[list[int]]:
@@ -173,6 +180,21 @@ def step_indices(step: int, num_pairs: int, batch_size: int, seed: int) -> list[
     epoch, position = divmod(step, steps_per_epoch(num_pairs, batch_size))
     order = np.random.default_rng([seed, epoch]).permutation(num_pairs)
     return order[position * batch_size : (position + 1) * batch_size].tolist()
+
+
+def heaviest_batch(
+    pairs: list[TokenPair], batch_size: int, budget: int, seed: int, steps: int, ranks: int
+) -> tuple[PairBatch, int]:
+    """Of the first epoch, or the first `steps`: the micro-batch with most tokens, and the most
+    micro-batches that a step has."""
+    heaviest, tokens, count = [], 0, 0
+    for step in range(min(steps, steps_per_epoch(len(pairs), batch_size))):
+        shares = step_bins(pairs, step_indices(step, len(pairs), batch_size, seed), budget, ranks)
+        count = max(count, *map(len, shares))
+        for members in (bin for share in shares for bin in share):
+            if (total := sum(num_tokens(pairs[i]) for i in members)) > tokens:
+                heaviest, tokens = members, total
+    return pack_pairs([pairs[i] for i in heaviest], heaviest), count
 
 
 def epoch_batches(

@@ -173,10 +173,6 @@ def shard(
         fully_shard,
     )
 
-    if world_size() % replicas:
-        raise ValueError(
-            f"--replicas expects a divisor of the {world_size()} ranks, got {replicas}"
-        )
     kind = torch.device(device).type
     if cpu_offload and kind == "cpu":
         raise ValueError("--cpu_offload has no meaning with --device cpu")

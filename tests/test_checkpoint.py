@@ -12,6 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import init_model, load_model, read_model_config, save_model
+from model.lora import add_lora
+from tests.test_lora import scatter
 from tests.test_transformer import LLAMA3, save_witness
 
 
@@ -60,6 +62,42 @@ def test_transformers_reads_what_we_write(options, tmp_path):
         assert (theirs(input_ids).logits - ours).abs().max().item() < 1e-4
         assert torch.equal(load_model(tmp_path / "out")(input_ids), ours)
     assert read_model_config(tmp_path / "out") == model.config
+
+
+def test_large_weights_go_into_several_files(tmp_path):
+    """No file is larger than asked for, but for a tensor that is; transformers reads the index."""
+    save_witness(tmp_path, {})
+    model = load_model(tmp_path)
+    save_model(model, tmp_path / "out", [], file_bytes=20_000)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in model.parameters())
+    for file in files:
+        tensors = load_file(file)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 20_000
+        assert all(index["weight_map"][name] == file.name for name in tensors)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    input_ids = torch.arange(90)[None]
+    with torch.no_grad():
+        assert (theirs(input_ids).logits - model(input_ids)).abs().max().item() < 1e-4
+        assert torch.equal(load_model(tmp_path / "out")(input_ids), model(input_ids))
+
+
+def test_an_adapter_is_merged_in_what_is_written(tmp_path):
+    """In float32, whatever the base is kept in: bfloat16 would round most of it away."""
+    save_witness(tmp_path, {})
+    model = load_model(tmp_path, torch.bfloat16)
+    add_lora(model, rank=4, alpha=8.0)
+    scatter(model)
+    save_model(model, tmp_path / "out", [])
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in merged.values()} == {torch.float32}
+    layer = model.layers[1].mlp.up_proj
+    expected = layer.base.weight.double() + 2.0 * layer.lora_B.double() @ layer.lora_A.double()
+    name = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(merged[name].double(), expected, rtol=1e-6, atol=1e-7)
+    assert layer.base.weight.dtype == torch.bfloat16  # the policy itself is left as it is
 
 
 def test_window_is_written_as_mistral(tmp_path):

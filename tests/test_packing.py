@@ -9,9 +9,11 @@ import torch
 
 from data.packing import (
     epoch_batches,
+    heaviest_batch,
     num_tokens,
     pack_pairs,
     pack_step,
+    share_pairs,
     step_indices,
     steps_per_epoch,
 )
@@ -94,3 +96,56 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     assert epochs[0] != epochs[1]
     assert step_indices(4, 10, 4, seed=7) == epochs[1][1]  # no state: any step, at any time
     assert step_indices(0, 10, 4, seed=8) != epochs[0][0]
+
+
+# ------------------------------------------------------------------------------------------------
+# ranks
+
+
+def test_pairs_are_dealt_by_tokens():
+    """Longest first to the least loaded: 9 | 7 | 5, then 4 to the third (5 + 4), 3 to the second
+    (7 + 3), 2 to the first (9 + 2)."""
+    sizes = {10: 4, 11: 9, 12: 2, 13: 7, 14: 3, 15: 5}
+    assert share_pairs(sizes, 3) == [[11, 12], [13, 14], [15, 10]]
+    assert share_pairs({3: 5}, 2) == [[3], []] and share_pairs({}, 2) == [[], []]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_share_a_step(ranks):
+    """Each pair on one rank, as many micro-batches on each; one without a pair has one token."""
+    generator = np.random.default_rng(1)
+    pairs = pairs_of_sizes(generator.integers(1, 20, size=(30, 3)))
+    indices = generator.permutation(30)[:7].tolist()
+    shares = [pack_step(pairs, indices, 40, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1 and shares[0]
+    batches = [batch for share in shares for batch in share]
+    assert sorted(i for batch in batches for i in batch.pair_ids) == sorted(indices)
+    idle = [batch for batch in batches if not batch.pair_ids]
+    assert bool(idle) == (ranks == 8)  # 7 pairs
+    for batch in idle:
+        assert batch.input_ids.tolist() == [0] and batch.segments == [(0, 1, 0, 0)]
+        assert len(batch.targets) == len(batch.lengths) == len(batch) == 0
+        assert batch.sum_by_sequence(torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_ranks_share_an_epoch(ranks):
+    pairs = pairs_of_sizes(np.random.default_rng(2).integers(1, 20, size=(31, 3)))
+    shares = [list(epoch_batches(pairs, 60, rank, ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    batches = [batch for share in shares for batch in share]
+    assert sorted(i for batch in batches for i in batch.pair_ids) == list(range(31))
+    alone = [batch.pair_ids for batch in epoch_batches(pairs, 60)]
+    assert sorted(batch.pair_ids for batch in batches if batch.pair_ids) == sorted(alone)
+
+
+def test_heaviest_batch_of_an_epoch():
+    """Pairs of 3, 6, 9 and 12 tokens: within 11 tokens the longest is alone, and the step that it
+    is in has two micro-batches."""
+    pairs = pairs_of_sizes([(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
+    batch, count = heaviest_batch(pairs, 2, 11, seed=0, steps=9, ranks=1)
+    assert batch.pair_ids == [3] and count == 2
+    batch, count = heaviest_batch(pairs, 4, 100, seed=0, steps=9, ranks=1)
+    assert len(batch.input_ids) == 30 and count == 1
+    batch, count = heaviest_batch(pairs, 4, 100, seed=0, steps=9, ranks=2)
+    assert len(batch.input_ids) == 15 and count == 1  # 12 + 3 and 9 + 6

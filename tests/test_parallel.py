@@ -238,7 +238,7 @@ def test_a_mistake_is_said_once(folder):
     jobs = [["train", "--out_dir", folder / "no", "--device", "cpu", "--replicas", "2"]]
     done = launch(3, jobs, folder)
     assert done.returncode and done.stderr.count("error: ") == 1, done.stderr
-    assert "error: --replicas expects a divisor of the 3 ranks, got 2" in done.stderr
+    assert "error: --replicas expects a divisor of 3 ranks, got 2" in done.stderr
     assert "error: --shard needs more than one rank" in run_alone([["sample", "--shard"]], folder
                                                                   ).stderr  # fmt: skip
 

@@ -445,12 +445,35 @@ def test_learning_rates_by_hand():
         ("--dtype int8", "--dtype expects float32 or bfloat16"),
         ("--schedule step", "--schedule expects one of constant, linear, cosine"),
         ("--max_steps 0", "--max_steps expects 1 or more"),
+        ("--replicas 2", "--replicas needs more than one rank; start train.py with torchrun"),
+        ("--cpu_offload", "--cpu_offload needs more than one rank"),
+        ("--world_size 8", "--world_size is for --plan"),
+        ("--plan --world_size 6 --replicas 4", "--replicas expects a divisor of 6 ranks, got 4"),
         ("--label_noise 1.5", r"--label_noise expects a share in \[0, 1\)"),
     ],
 )
 def test_contradictions_stop_before_anything_is_read(flags, message):
     with pytest.raises(ValueError, match=message):
         check_config(parse_config(TrainConfig, flags.split()))
+
+
+def test_a_plan_reads_no_weights_and_leaves_nothing(folder, monkeypatch, capsys):
+    """The embedded run on 4 ranks, for a GPU that is not there; the same on fewer holds more."""
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["vocab_size"] = 512  # that of the tokenizer
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    (folder / "model" / "model.safetensors").unlink()
+    monkeypatch.chdir(ROOT)
+    peaks = []
+    for ranks in ("1", "4"):
+        words = ["--plan", "--world_size", ranks, "--init", str(folder / "model" / "config.json"),
+                 "--tokenizer", "data/tiny", "--data", "data/tiny/eval.jsonl",
+                 "--out_dir", str(folder / "run")]  # fmt: skip
+        main(words, monkeypatch)
+        text = capsys.readouterr().out
+        assert "torch.bfloat16 on cuda" in text and f"one of {ranks} ranks" in text
+        peaks.append(float(text.split("peak on one rank")[1].split()[0]))
+    assert peaks[0] > peaks[1] > 0 and not (folder / "run").exists()
 
 
 def test_run_folder_explains_itself(folder):
