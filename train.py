@@ -10,6 +10,7 @@
 The equations are in model/objective.py; what a batch looks like, in data/packing.py.
 """
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -66,11 +67,17 @@ from model.run import (
     Interrupt,
     choose_device,
     choose_out_dir,
+    lock,
     peak_memory_gb,
     run_main,
     write_run_config,
 )
-from model.training_state import load_training_state, save_training_state, trained_parameters
+from model.training_state import (
+    flush,
+    load_training_state,
+    save_training_state,
+    trained_parameters,
+)
 from model.transformer import Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
@@ -78,7 +85,7 @@ EMBEDDED_EVAL = "data/tiny/eval.jsonl"
 AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
                 "max_prompt_length", "head_workspace_mib", "replicas", "world_size")  # fmt: skip
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
-                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every")  # fmt: skip
+                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
 PAIRS_ONLY = ("label_noise", "label_smoothing", "sft_weight", "reference")  # not for sft
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
@@ -133,10 +140,12 @@ class TrainConfig:
     cpu_offload: bool = False  # keep shards and optimiser state in host memory; torchrun only
 
     eval_every: int = 50  # steps between evaluations; 0: before the first and after the last alone
-    save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C alone
+    save_every: int = 0  # steps between checkpoints; 0: at the end and on Ctrl-C or SIGTERM alone
+    keep: int = 2  # newest checkpoints that stay; 0: all
     plan: bool = False  # print what each rank will hold, send and compute; then stop
     world_size: int | None = None  # of --plan: for how many ranks
-    resume: bool = False  # go on from the newest checkpoint in --out_dir
+    resume: bool = False  # go on from the newest whole checkpoint in --out_dir
+    inexact_resume: bool = False  # with --resume: ranks, threads or torch may differ, so may bits
     sample_prompts: int = 3  # held-out prompts answered at the end
     out_dir: str | None = None  # run folder; none: runs/<model>-<objective>, numbered where taken
 
@@ -151,7 +160,8 @@ def main() -> None:
     start = Path(config.init).resolve().parent if config.init else Path(config.model).resolve()
     inputs = (config.model, config.init, config.tokenizer, config.adapter)
     name = f"{start.name}-{config.objective}"
-    out_dir = choose_out_dir(config.out_dir, name, config.resume, [p for p in inputs if p])
+    goes_on = config.resume or parallel.restarts() > 0
+    out_dir = choose_out_dir(config.out_dir, name, goes_on, [p for p in inputs if p])
     out_dir = Path(parallel.gather_json(str(out_dir))[0])
     config = dataclasses.replace(config, out_dir=str(out_dir))
 
@@ -159,14 +169,17 @@ def main() -> None:
     pairs, eval_pairs = load_pairs(config, tokenizer, chat_format)
     model = build_policy(config, dtype, device)
 
-    if not config.resume and parallel.is_main():
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_run_config(config, out_dir)
-    train(config, model, pairs, eval_pairs, out_dir, device)
-    save_policy(config, model, tokenizer, out_dir)
-    with parallel.in_lockstep(model):
+    with contextlib.ExitStack() as held:
         if parallel.is_main():
-            report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
+            out_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(out_dir))
+            if not goes_on:
+                write_run_config(config, out_dir)
+        train(config, model, pairs, eval_pairs, out_dir, device)
+        save_policy(config, model, tokenizer, out_dir)
+        with parallel.in_lockstep(model):
+            if parallel.is_main():
+                report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -227,6 +240,8 @@ def check_config(config: TrainConfig) -> None:
             raise ValueError(f"--{flag} needs more than one rank; start train.py with torchrun")
     if ranks % config.replicas:
         raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
+    if config.inexact_resume and not config.resume:
+        raise ValueError("--inexact_resume has no meaning without --resume")
     if config.resume and not config.out_dir:
         raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
 
@@ -364,19 +379,27 @@ def train(
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+    weights = hash_weights(model)
     reference = eval_reference = None  # online: computed beside the policy, adapters disabled
     if config.objective != "sft" and config.reference == "cached":
-        weights, budget = hash_weights(model), config.micro_batch_tokens
+        budget = config.micro_batch_tokens
         reference, eval_reference = (
             cached_reference_logps(model, weights, some, batches, out_dir, device) if some else None
             for some, batches in (
                 (some, epoch_batches(some, budget, rank, ranks)) for some in (pairs, eval_pairs)
             )
         )
+    identity = to_json(config) | {
+        "data (token ids)": reference_key("", pairs),
+        "weights (SHA-256)": weights,
+        "number of ranks": ranks,
+        "number of threads": torch.get_num_threads(),
+        "version of torch": torch.__version__,
+    }
     first_step = 0
-    identity = {**to_json(config), "data (token ids)": reference_key("", pairs)}
-    if config.resume:
-        first_step = load_training_state(out_dir, model, optimizer, identity)
+    if config.resume or parallel.restarts():
+        inexact, may_start = config.inexact_resume, parallel.restarts() > 0
+        first_step = load_training_state(out_dir, model, optimizer, identity, inexact, may_start)
         print(f"resuming {out_dir} after step {first_step}")
     metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
     interrupt = Interrupt()
@@ -413,20 +436,22 @@ def train(
         log.add(Step(step + 1, means, grad_norm, lr, tokens, len(indices)))
 
         last = step + 1 == total_steps
-        stopped = parallel.any_rank(interrupt.asked)
+        stopped = parallel.max_over_ranks(interrupt.asked)  # the number of the signal, or 0
         if eval_pairs and (last or is_due(step + 1, config.eval_every)):
             log.flush()
             evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file, device)
             log.restart_clock()
         if last or stopped or is_due(step + 1, config.save_every):
             log.flush()
-            save_training_state(out_dir, model, optimizer, step + 1, identity)
+            if parallel.is_main():
+                flush(metrics_file)
+            save_training_state(out_dir, model, optimizer, step + 1, identity, config.keep)
             log.restart_clock()
         if stopped and not last:
             bar.close()
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
                   f"  python train.py --config {out_dir}/config.json --resume")  # fmt: skip
-            raise SystemExit(130)
+            raise SystemExit(128 + int(stopped))
     interrupt.restore()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.parallel import gather_json, is_main, max_over_ranks, sum_over_ranks
-from model.run import peak_memory_gb
+from model.run import peak_memory_gb, write_text
 
 KEPT_MASS = 0.9  # of the reference's mass on closed pairs; below it there is a warning
 
@@ -141,10 +141,13 @@ def check_finite(
 
 
 def open_metrics(file: Path, step: int) -> Path:
-    """Keep the records up to `step` alone, as a resumed run will write the later ones again."""
-    kept = [record for record in read_records(file) if record["step"] <= step]
+    """Keep the records up to `step` alone, as a resumed run will write the later ones again.
+
+    A run that starts writes all of them, that of its first evaluation at step 0 too.
+    """
+    kept = [record for record in read_records(file) if record["step"] <= step] if step else []
     if is_main():
-        file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
     return file
 
 

@@ -93,6 +93,20 @@ def says_first(message: str) -> bool:
         return True
 
 
+def restarts() -> int:
+    """How often torchrun has started this run again, after a rank had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def may_restart() -> bool:
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because a rank is not there any more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 # ------------------------------------------------------------------------------------------------
 # collectives: every rank has to call them, in the same order
 

@@ -1,22 +1,33 @@
 """What a run starts from and how it ends: ranks, device, run folder, memory, errors, Ctrl-C."""
 
+import fcntl
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import torch
 
 from model.checkpoint import DTYPES
 from model.config import to_json
-from model.parallel import device_of_rank, end_distributed, init_distributed, says_first, world_size
+from model.parallel import (
+    device_of_rank,
+    end_distributed,
+    init_distributed,
+    is_main,
+    lost_rank,
+    may_restart,
+    says_first,
+    world_size,
+)
 
 PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
 
@@ -34,9 +45,21 @@ def run_main(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
-        if says_first(str(error)):
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error), 2)
+    except torch.OutOfMemoryError as error:
+        fail(f"{error}\nLower --micro_batch_tokens, or pass --activation_checkpointing", 2)
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        fail("another rank has ended; what it was stands above. The newest checkpoint is whole: "
+             "start again with --resume", 3)  # fmt: skip
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with a message, which one rank alone says where all have it."""
+    if says_first(message):
+        print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
@@ -65,6 +88,8 @@ def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[
     Raises ValueError for a folder that holds a run already, unless it is to be resumed, and for
     the folder of an input, whose config.json the run's own would overwrite.
     """
+    if asked is None and may_restart():
+        raise ValueError("torchrun --max-restarts expects --out_dir, where the run will go on")
     if asked is None:
         number, out_dir = 1, Path("runs") / name
         while out_dir.exists():
@@ -91,7 +116,34 @@ def write_run_config(config: Any, out_dir: Path) -> None:
         "_world_size": world_size(),
     }
     text = json.dumps({**to_json(config), **about}, indent=2)
-    (out_dir / "config.json").write_text(text + "\n")
+    write_text(out_dir / "config.json", text + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write beside the file and rename, so that a crash leaves the old file or the new one."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def lock(out_dir: Path) -> TextIO:
+    """Keep other runs out of a run folder as long as the file that this returns is open.
+
+    Raises ValueError where another run has it; a run that has died leaves it free.
+    """
+    file = (out_dir / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ValueError(
+            f"--out_dir {out_dir} is in use by another run ({file.read().strip()}); pass another "
+            "folder, or wait until that one has ended"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def git_commit() -> str | None:
@@ -118,16 +170,19 @@ def peak_memory_gb(device: str) -> float:
 
 
 class Interrupt:
-    """The first Ctrl-C asks the loop to finish its step; the second stops at once."""
+    """The first Ctrl-C or SIGTERM asks the loop to finish its step; the second stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.previous = signal.signal(signal.SIGINT, self.handle)
+        self.asked = 0  # the signal
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.previous = {number: signal.signal(number, self.handle) for number in numbers}
 
     def restore(self) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = number
         self.restore()
-        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+        if is_main():
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")

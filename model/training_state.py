@@ -1,12 +1,19 @@
 """What a run needs to go on: trained parameters, optimiser state and the step.
 
-`checkpoints/step-N/` holds state.json and one file for each shard of the model, with the rows that
-it holds of each trained parameter and of its optimiser state: shard-00000-of-00001.safetensors
-where nothing is sharded. The order of the data is a pure function of the step, so no sampler state
-exists. A folder is written under another name and renamed when it is whole.
+    checkpoints/step-000100/
+        shard-00000-of-00002.safetensors   of each trained parameter and of its optimiser state,
+        shard-00001-of-00002.safetensors   the rows that one shard of the model holds
+        state.json                         the step, and what the run depends on
+        manifest.json                      size and SHA-256 of each of these files
+
+No state of a generator is kept: the order of the data and all draws are pure functions of the seed,
+the step and the rank. A folder is written under another name, flushed to the disk, and renamed when
+it is whole; what a resumed run reads is checked against the manifest first.
 """
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,57 +22,121 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import read_json, read_rows, tensor_shapes, write_tensors
-from model.parallel import any_rank, is_main, owned, shard_place
+from model.parallel import any_rank, gather_json, is_main, owned, shard_place, share
+
+# what may change between the parts of a run: nothing of it changes a number,
+FREE = ("resume", "inexact_resume", "out_dir", "save_every", "keep", "eval_every", "sample_prompts",
+        "activation_checkpointing", "keep_every", "plan", "world_size")  # fmt: skip
+# and what changes the last bits alone, with --inexact_resume
+ROUNDING = ("device", "micro_batch_tokens", "head_kernel", "head_workspace_mib", "compile",
+            "replicas", "cpu_offload", "number of ranks", "number of threads", "version of torch")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# writing
 
 
 def save_training_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: dict
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    identity: dict[str, Any],
+    keep: int = 0,
 ) -> Path:
     """Write checkpoints/step-N of a run folder after `step` optimiser steps; returns its path.
 
-    Every rank has to call: each writes the rows that it holds.
+    Every rank has to call: each writes the rows that it holds. identity: what the run depends on.
+    keep: of the earlier checkpoints only so many, this one included, stay (0: all), and those that
+    go do so when this one is whole. Raises OSError where it cannot be written; earlier checkpoints
+    are untouched then.
     """
     target = folder / "checkpoints" / f"step-{step:06d}"
     partial = target.with_name(target.name + ".partial")
     if is_main():
-        for old in (partial, target):
-            if old.exists():
-                shutil.rmtree(old)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     any_rank(False)  # nobody writes before the folder is there
     place, places, first_replica = shard_place(model)
+    written = {}
     if first_replica:
         tensors = {}
         for name, parameter in trained_parameters(model).items():
             tensors[name] = owned(parameter)[0]
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{name}/{key}"] = owned(value)[0] if value.dim() else value.reshape(1)
-        write_tensors(tensors, partial / shard_file(place, places))
-    any_rank(False)  # all have written
+        file = partial / shard_file(place, places)
+        write_tensors(tensors, file)
+        flush(file)
+        written[file.name] = describe(file)
+    files = {name: row for part in gather_json(written) for name, row in part.items()}
     if is_main():
-        fields = {"step": step, "shards": places, "config": config}
-        (partial / "state.json").write_text(json.dumps(fields, indent=2) + "\n")
+        state = {"step": step, "shards": places, "run": identity}
+        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        flush(partial / "state.json")
+        files["state.json"] = describe(partial / "state.json")
+        (partial / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
+        flush(partial / "manifest.json")
+        flush(partial)
+        shutil.rmtree(target, ignore_errors=True)  # a torn one, that the run has come back to
         partial.rename(target)
+        flush(target.parent)
+        for old in checkpoints(folder)[keep:] if keep else []:
+            shutil.rmtree(old)
     return target
 
 
-def load_training_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict
-) -> int:
-    """Restore the newest checkpoint of a run folder; returns the number of steps already done.
+def describe(file: Path) -> dict[str, Any]:
+    """Size and SHA-256."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**24):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
-    Each rank reads the rows that it holds, on any number of ranks. Raises FileNotFoundError where
-    there is no checkpoint, ValueError where the run's configuration differs or the files do not
-    fit the model.
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run folder, newest first; which are whole is not looked at."""
+    return sorted((folder / "checkpoints").glob("step-??????"), reverse=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# reading
+
+
+def load_training_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    inexact: bool = False,
+    may_start: bool = False,
+) -> int:
+    """Restore the newest whole checkpoint of a run folder; returns the steps already done.
+
+    Each rank reads the rows that it holds, on any number of ranks. identity: what the run depends
+    on; with `inexact`, what changes the last bits alone may differ. may_start: 0 where there is no
+    checkpoint yet. Raises FileNotFoundError where there is no whole checkpoint, ValueError where
+    the run is another one or the files do not fit the model.
     """
-    checkpoints = sorted((folder / "checkpoints").glob("step-??????"))
-    if not checkpoints:
+    newest = newest_whole(folder)
+    if newest is None and may_start and not checkpoints(folder):
+        return 0
+    if newest is None:
         raise FileNotFoundError(
-            f"--resume expects a checkpoint in {folder}/checkpoints; none there"
+            f"--resume expects a whole checkpoint in {folder}/checkpoints; none there"
         )
-    newest = checkpoints[-1]
     state = read_json(newest / "state.json")
-    refuse_changes(newest, state["config"], config)
+    refuse_changes(newest, state["run"], identity, inexact)
     files = [newest / shard_file(place, state["shards"]) for place in range(state["shards"])]
     shapes = [tensor_shapes(file) for file in files]
     names = trained_parameters(model)
@@ -89,6 +160,42 @@ def load_training_state(
     return state["step"]
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are those of its manifest; what is skipped is named."""
+    for torn in sorted((folder / "checkpoints").glob("step-??????.partial")):
+        print(f"{torn} is skipped: it was not finished")
+    for checkpoint in checkpoints(folder):
+        reason = what_is_broken(checkpoint)
+        if reason is None:
+            return checkpoint
+        print(f"{checkpoint} is skipped: {reason}")
+    return None
+
+
+def what_is_broken(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole; each rank reads its share of the files."""
+    try:
+        files = read_json(checkpoint / "manifest.json").get("files")
+        entries = sorted(files.items())
+        wanted = [(checkpoint / Path(name).name, row["bytes"], row["sha256"])
+                  for name, row in entries]  # fmt: skip
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        return f"its manifest is broken: {error}"
+    broken = None
+    for i in share(len(wanted)):
+        file, size, digest = wanted[i]
+        if not file.is_file():
+            broken = f"{file.name} is missing"
+        elif file.stat().st_size != size:
+            broken = f"{file.name} has {file.stat().st_size} bytes, expected {size}"
+        elif describe(file)["sha256"] != digest:
+            broken = f"{file.name} is not what was written"
+    reasons = [reason for reason in gather_json(broken) if reason is not None]
+    if not reasons and "state.json" not in dict(entries):
+        return "its manifest has no state.json"
+    return reasons[0] if reasons else None
+
+
 def read_shards(
     files: list[Path], shapes: list[dict[str, tuple]], name: str, target: Tensor
 ) -> None:
@@ -110,18 +217,25 @@ def shard_file(place: int, places: int) -> str:
     return f"shard-{place:05d}-of-{places:05d}.safetensors"
 
 
-def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """ValueError naming each field of the configuration that is not what the run began with."""
-    free = ("resume", "out_dir", "save_every", "eval_every", "sample_prompts", "device",
-            "micro_batch_tokens", "activation_checkpointing", "keep_every", "head_kernel",
-            "head_workspace_mib", "compile", "replicas", "cpu_offload")  # fmt: skip
-    changed = [
-        f"--{name} was {then.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted({*then, *now})
-        if name not in free and json.dumps(then.get(name)) != json.dumps(now.get(name))
-    ]
-    if changed:
-        raise ValueError(f"{where} belongs to another configuration: {'; '.join(changed)}")
+def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any], inexact: bool) -> None:
+    """ValueError naming each thing that is not what the run began with and would change it."""
+
+    def changed(names: set[str]) -> str:
+        pairs = [(name, then.get(name), now.get(name)) for name in sorted(names)]
+        differ = [(n, a, b) for n, a, b in pairs if json.dumps(a) != json.dumps(b)]
+        flag = {n: n if " " in n else f"--{n}" for n, _, _ in differ}
+        return "; ".join(f"{flag[n]} was {a!r}, is {b!r}" for n, a, b in differ)
+
+    rest = {*then, *now} - {*FREE, *ROUNDING}
+    if text := changed(rest):
+        raise ValueError(f"{where} belongs to another run: {text}")
+    text = changed(set(ROUNDING))
+    if text and not inexact:
+        raise ValueError(
+            f"{where} would not go on bit for bit: {text}; set it back, or pass --inexact_resume"
+        )
+    if text:
+        print(f"resuming inexactly, the last bits will differ: {text}")
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

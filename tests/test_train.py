@@ -3,6 +3,7 @@
 pytest tests/test_train.py
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -283,13 +284,22 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatc
 
 def test_resume_refuses_another_configuration_or_other_data(folder):
     run(settings(folder), pairs_of())
-    with pytest.raises(ValueError, match=r"--data \(token ids\) was"):
+    with pytest.raises(ValueError, match=r"belongs to another run: data \(token ids\) was"):
         run(settings(folder, resume=True), pairs_of(9))
-    run(settings(folder, resume=True, micro_batch_tokens=50), pairs_of())  # changes no number
+    rounds = settings(folder, resume=True, micro_batch_tokens=50)
+    with pytest.raises(
+        ValueError, match=r"not go on bit for bit: --micro_batch_tokens was 8192, i"
+    ):
+        run(rounds, pairs_of())
+    run(dataclasses.replace(rounds, inexact_resume=True), pairs_of())
+    other = build_policy(settings(folder), torch.float32, "cpu")
+    other.embed_tokens.weight.data[3] += 1e-3
+    with pytest.raises(ValueError, match=r"weights \(SHA-256\) was"):
+        train.train(settings(folder, resume=True), other, pairs_of(), [], folder / "run", "cpu")
     config = settings(folder, resume=True, beta=0.3, learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"--beta was 0.1, is 0.3; --learning_rate was 0.01"):
         run(config, pairs_of())
-    with pytest.raises(FileNotFoundError, match="--resume expects a checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="--resume expects a whole checkpoint in"):
         run(settings(folder, out_dir=str(folder / "new"), resume=True), pairs_of())
 
 

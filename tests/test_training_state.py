@@ -3,12 +3,15 @@
 pytest tests/test_training_state.py
 """
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from model.lora import add_lora
-from model.training_state import load_training_state, save_training_state
+from model.training_state import describe, load_training_state, save_training_state
 from tests.test_lora import small_model
 
 CONFIG = {"beta": 0.1, "data": ["a.jsonl"], "resume": False}
@@ -70,7 +73,7 @@ def test_newest_whole_checkpoint_is_taken(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--resume expects a checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="--resume expects a whole checkpoint in"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
     model, optimizer = policy_and_optimizer(steps=1)
     folder = save_training_state(tmp_path, model, optimizer, 1, CONFIG)
@@ -82,9 +85,51 @@ def test_what_does_not_fit_is_refused(tmp_path):
     tensors = load_file(file)
     lost = next(name for name in sorted(tensors) if name.endswith("lora_B"))
     save_file({n: t for n, t in tensors.items() if not n.startswith(lost)}, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file.name] = describe(file)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=f"trained tensor {lost} does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
-    save_file(tensors, file)
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"of-00001.safetensors is truncated or corrupt"):
+
+
+SHARD = "shard-00000-of-00001.safetensors"
+
+
+@pytest.mark.parametrize("name", [SHARD, "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "lose"])
+def test_a_torn_checkpoint_is_named_and_skipped(name, harm, tmp_path, capsys):
+    model, optimizer = policy_and_optimizer(steps=1)
+    for step in (9, 10):
+        folder = save_training_state(tmp_path, model, optimizer, step, CONFIG)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content if harm == "flip" else content[: len(content) // 2])
+    if harm == "lose":
+        (folder / name).unlink()
+    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 9
+    assert f"{folder} is skipped: " in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000009")
+    with pytest.raises(FileNotFoundError, match="expects a whole checkpoint"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
+
+
+def test_older_checkpoints_go_when_the_newer_is_whole(tmp_path):
+    model, optimizer = policy_and_optimizer(steps=1)
+    for step in range(1, 6):
+        save_training_state(tmp_path, model, optimizer, step, CONFIG, keep=2)
+        left = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
+        assert left == [f"step-{i:06d}" for i in range(max(1, step - 1), step + 1)]
+
+
+def test_what_changes_the_last_bits_has_to_be_allowed(tmp_path, capsys):
+    model, optimizer = policy_and_optimizer(steps=1)
+    save_training_state(tmp_path, model, optimizer, 1, {**CONFIG, "number of threads": 2})
+    now = {**CONFIG, "number of threads": 4, "keep_every": 3}
+    with pytest.raises(ValueError, match=r"bit for bit: number of threads was 2, is 4; .*_resume"):
+        load_training_state(tmp_path, *policy_and_optimizer(), now)
+    assert load_training_state(tmp_path, *policy_and_optimizer(), now, inexact=True) == 1
+    assert "the last bits will differ: number of threads was 2, is 4" in capsys.readouterr().out
+
+
+def test_a_run_that_is_started_again_may_have_no_checkpoint(tmp_path):
+    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG, may_start=True) == 0
