@@ -173,7 +173,7 @@ def main() -> None:
         if parallel.is_main():
             out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out_dir))
-            if not goes_on:
+            if not (goes_on and (out_dir / "config.json").exists()):
                 write_run_config(config, out_dir)
         train(config, model, pairs, eval_pairs, out_dir, device)
         save_policy(config, model, tokenizer, out_dir)
