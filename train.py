@@ -39,6 +39,7 @@ from model.adapter import read_scaled, save_adapter
 from model.checkpoint import (
     DTYPES,
     allocate,
+    config_file,
     empty_model,
     init_weights,
     read_model_config,
@@ -53,6 +54,7 @@ from model.logbook import (
     Step,
     StepLog,
     before_and_after,
+    check_finite,
     evaluation_line,
     open_metrics,
     read_records,
@@ -73,6 +75,7 @@ from model.run import (
     write_run_config,
 )
 from model.training_state import (
+    checkpoints,
     flush,
     load_training_state,
     save_training_state,
@@ -172,9 +175,10 @@ def main() -> None:
     with contextlib.ExitStack() as held:
         if parallel.is_main():
             out_dir.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(out_dir))
-            if not (goes_on and (out_dir / "config.json").exists()):
+            held.enter_context(lock(out_dir, goes_on))
+            if not checkpoints(out_dir):
                 write_run_config(config, out_dir)
+                (out_dir / "metrics.jsonl").touch()  # from here on the folder holds a run
         train(config, model, pairs, eval_pairs, out_dir, device)
         save_policy(config, model, tokenizer, out_dir)
         with parallel.in_lockstep(model):
@@ -320,7 +324,9 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
 def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
     """The policy of a configuration on the meta device, with all that is set but its numbers."""
     full = config.lora_rank == 0
-    model = empty_model(config.init or config.model, torch.float32 if full else dtype)
+    path = config.init or config.model
+    path = config_file(path) if config.init or config.plan else path  # else with its weights
+    model = empty_model(path, torch.float32 if full else dtype)
     if full:
         model.requires_grad_(True)
         model.compute_dtype = dtype
@@ -398,8 +404,8 @@ def train(
     }
     first_step = 0
     if config.resume or parallel.restarts():
-        inexact, may_start = config.inexact_resume, parallel.restarts() > 0
-        first_step = load_training_state(out_dir, model, optimizer, identity, inexact, may_start)
+        inexact = config.inexact_resume
+        first_step = load_training_state(out_dir, model, optimizer, identity, inexact)
         print(f"resuming {out_dir} after step {first_step}")
     metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
     interrupt = Interrupt()
@@ -513,7 +519,9 @@ def evaluate(
         means.add(metrics, batch.pair_ids)
     parallel.drop_gathered(model)
     means.reduce()
-    record = {"step": step, **{f"eval/{name}": v for name, v in means.read().items()}}
+    values = means.read()
+    check_finite(f"held-out loss {values['loss']} after step {step}", values, means, pairs)
+    record = {"step": step, **{f"eval/{name}": v for name, v in values.items()}}
     write_record(metrics_file, record)
     tqdm.write(evaluation_line(record))
 

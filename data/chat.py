@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from data.tokenizer import Tokenizer, read_json
+from data.tokenizer import Tokenizer, decode_text, is_text, read_file, read_json
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
@@ -150,7 +150,7 @@ def detect_chat_format(
     if chat_format is not None:
         name, reason = chat_format, "--chat_format"
     if name is not None:
-        if name not in CHAT_FORMATS:
+        if not isinstance(name, str) or name not in CHAT_FORMATS:
             raise ValueError(f"{reason}: expected one of {', '.join(CHAT_FORMATS)}, got {name!r}")
         same = known is not None and known.name == name
         found = known if same else CHAT_FORMATS[name]
@@ -197,13 +197,13 @@ def read_template(path: Path) -> tuple[str | None, Path | None]:
     """The checkpoint's chat template and the file it is in, in the order of transformers."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8"), file
+        return decode_text(read_file(file), str(file)), file
     file = path / "tokenizer_config.json"
     template = read_config(path).get("chat_template")
     if isinstance(template, list):  # several, by name
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = next((e.get("template") for e in entries if e.get("name") == "default"), "")
-    if not isinstance(template, str | None):
+    if template is not None and not is_text(template):
         raise ValueError(f"{file}: chat_template expects a text, got {template!r}")
     return template, file
 
@@ -226,7 +226,7 @@ def template_fingerprint(template: str) -> str:
     system message, which `default_system` reads.
     """
     text = SYSTEM_LITERAL.sub("'default system'", unescape_newlines(template))
-    text = re.sub(r"(?<=\{\{|\{%) +| +(?=\}\}|%\})", "", text).removesuffix("\n")
+    text = re.sub(r"(?<=\{\{|\{%) +|(?<! ) +(?=\}\}|%\})", "", text).removesuffix("\n")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -219,7 +219,8 @@ def draw_solution(problem: Problem, rng: random.Random) -> str:
 
 NUMBER = r"[0-9]{1,9}"
 ANSWER = re.compile(rf"####[ ]*(-?{NUMBER})")
-ARITHMETIC = re.compile(r"[-0-9+*/(). ,]*=[-0-9+*/()=. ,]*")  # a stretch around an equals sign
+# a stretch around an equals sign; that none begins inside one keeps the search linear
+ARITHMETIC = re.compile(r"(?<![-0-9+*/(). ,])[-0-9+*/(). ,]*=[-0-9+*/()=. ,]*")
 EQUATION = re.compile(rf"(-?{NUMBER}(?: *[-+*/] *{NUMBER})+) *= *(-?{NUMBER})")
 
 
@@ -233,9 +234,9 @@ def extract_answer(text: str) -> int | None:
 def expression_value(text: str) -> Fraction | None:
     """The value of numbers joined by + - * /, products first; None for a division by zero."""
     total = Fraction(0)
-    for sign, product in re.findall(r"([+-]?)([^+-]+)", text):
+    for sign, product in re.findall(r"([+-]?)([^+-]+)", text.replace(" ", "")):
         value = Fraction(1)
-        for operator, number in re.findall(r"([*/]?) *([0-9]+)", product):
+        for operator, number in re.findall(r"([*/]?)([0-9]+)", product):
             if operator == "/" and int(number) == 0:
                 return None
             value = value / int(number) if operator == "/" else value * int(number)

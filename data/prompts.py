@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.chat import ChatFormat, Message
-from data.rows import check_text, check_turns, read_rows
-from data.tokenizer import Tokenizer
+from data.rows import check_text, check_turns, open_binary, read_rows
+from data.tokenizer import Tokenizer, decode_text
+
+TEXT_BYTES = 2**28  # of a .txt file, at most
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise FileNotFoundError(f"--prompts expects a file, got {path}: no such file")
     if path.suffix == ".txt":
-        prompts = prompt_lines(path.read_bytes(), str(path))
+        with open_binary(path) as file:
+            data = file.read(TEXT_BYTES + 1)
+        if len(data) > TEXT_BYTES:
+            raise ValueError(f"{path}: expected at most {TEXT_BYTES} bytes of prompts")
+        prompts = prompt_lines(data, str(path))
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         prompts = [row_prompt(row, where) for where, row in read_rows(path)]
     else:
@@ -37,11 +43,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def prompt_lines(data: bytes, where: str) -> list[Prompt]:
     """One prompt a line; blank lines are none."""
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8, {error.reason} at byte {error.start}") from None
-    lines = [line.removesuffix("\r") for line in lines]
+    lines = [line.removesuffix("\r") for line in decode_text(data, where).split("\n")]
     return [
         text_prompt(line, f"{where}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
     ]

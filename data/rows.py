@@ -5,14 +5,17 @@ A dialogue is the list of messages that one of its keys ends: the prompt and, la
 """
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from data.chat import ROLES, Message
+from data.tokenizer import parse_json
 
+LINE_BYTES = 2**26  # of a row in a file of lines, at most
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 # ---------------------------------------------------------------------------------------------
@@ -31,9 +34,11 @@ def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
                 raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
             files.append(path)
             continue
+        if not path.is_dir():
+            raise ValueError(f"{path}: expected a file or a folder, got neither; mend --data")
         suffixes = (".jsonl", ".jsonl.gz", ".parquet")  # a .json may be anything
         inside = [f for f in sorted(path.iterdir()) if f.name.endswith(suffixes)]
-        inside = [f for f in inside if not f.name.startswith(".")]
+        inside = [f for f in inside if f.is_file() and not f.name.startswith(".")]
         if not inside:
             raise ValueError(f"{path}: a folder without .jsonl, .jsonl.gz or .parquet files")
         splits = {f.name for f in inside if re.match(r"(test|eval|valid|dev|held_?out)", f.name)}
@@ -61,27 +66,34 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
-def open_binary(path: Path):
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+@contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """A file that may be packed; an error while it is read has its name."""
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file, {error}") from error
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read, {error.strerror or error}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, object]]:
-    number = 0
-    try:
-        with open_binary(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():  # a blank line is not a row
-                    yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file, {error}, behind line {number}") from error
+    with open_binary(path) as file:
+        lines = iter(lambda: file.readline(LINE_BYTES + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > LINE_BYTES:
+                raise ValueError(f"{path}:{number}: expected at most {LINE_BYTES} bytes a line")
+            if line.strip():  # a blank line is not a row
+                yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def read_list(path: Path) -> Iterator[tuple[str, object]]:
     try:
         with open_binary(path) as file:
             rows = parse_json(file.read(), str(path))
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file, {error}") from error
+    except MemoryError:
+        raise ValueError(f"{path}: does not fit into memory; write its rows as .jsonl") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of objects, got {describe(rows)}")
     yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, start=1))
@@ -100,18 +112,6 @@ def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
                 yield f"{path}:{number}", row
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: expected a parquet file, got {error}") from error
-
-
-def parse_json(text: bytes, where: str) -> object:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not a JSON value")
-
-    try:
-        return json.loads(text.decode("utf-8-sig"), parse_constant=refuse)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8, {error.reason} at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON, {error}") from error
 
 
 def describe(value: object) -> str:

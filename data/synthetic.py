@@ -37,6 +37,7 @@ from data.problems import Problem, check_solution, draw_problem, draw_solution
 from data.rows import read_rows as read_numbered_rows
 
 VOCAB_SIZE = 512
+LARGEST_POLL = 10**6  # labels of one question of opinion, at most
 OPINION_SHARE = 0.05  # of the SFT rows
 
 # Two answers each, and the share of the population that prefers the first.
@@ -196,6 +197,17 @@ def label_samples(
     ]
 
 
+def check_opinion(row: Mapping, where: str) -> None:
+    texts = [answer for answer in row["answers"] if isinstance(answer, str)]
+    if len(texts) != 2 or len(row["answers"]) != 2:
+        raise ValueError(f"{where}: answers: expected two texts, got {row['answers']!r}")
+    if not 0 <= row["first_preferred"] <= row["labels"] <= LARGEST_POLL:
+        raise ValueError(
+            f"{where}: expected 0 <= first_preferred <= labels <= {LARGEST_POLL}, got "
+            f"{row['first_preferred']} and {row['labels']}"
+        )
+
+
 def opinion_pairs(row: Mapping) -> list[dict]:
     """One pair per label of the question: `first_preferred` of them prefer the first answer."""
     first, second = row["answers"]
@@ -236,6 +248,8 @@ def write_pairs(
         questions = read_rows(opinions)
         kinds = {"prompt": str, "answers": list, "labels": int, "first_preferred": int}
         check_keys(opinions, questions, kinds)
+        for line, row in enumerate(questions, start=1):
+            check_opinion(row, f"{opinions}:{line}")
         for labels in map(opinion_pairs, questions):
             pairs += labels if votes is None else rng.sample(labels, min(votes, len(labels)))
     if not pairs:
@@ -254,7 +268,16 @@ def read_rows(path: Path) -> list[dict]:
     """The objects of a JSONL file; ValueError with file:line for anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a JSONL file, got {str(path)!r}: no such file")
-    return [row for _, row in read_numbered_rows(path)]
+    return [check_unicode(row, where) for where, row in read_numbered_rows(path)]
+
+
+def check_unicode(row: dict, where: str) -> dict:
+    """The row; ValueError for half a surrogate pair, which JSON can spell and no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: not Unicode, half a surrogate pair") from None
+    return row
 
 
 def check_keys(path: Path, rows: Sequence[Mapping], kinds: Mapping[str, type]) -> None:

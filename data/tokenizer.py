@@ -13,12 +13,16 @@ split_special_tokens=True. Conventions:
    unknown pieces and ids beyond the vocabulary become the replacement character U+FFFD.
 4. Spaces stay as they are: where a sentencepiece model asks to merge runs of them
    (remove_extra_whitespaces), this is switched off, as in transformers.
+
+A folder may come from anywhere: what its files say is checked before it is used, and they are
+regular files inside it.
 """
 
 import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,6 +37,7 @@ COPIED_FILES = (
     "chat_template.jinja",
 )
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+FILE_BYTES = 2**28  # of one of these files, at most
 MARKER = re.compile(r"<\|[^|\s]+\|>")  # an added or user-defined token spelled so is special
 REPLACEMENT = "\ufffd"
 
@@ -49,9 +54,10 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     model_file, json_file = (path / n if folder else path for n in COPIED_FILES[:2])
     has_json = json_file.suffix == ".json" and json_file.is_file()
     if model_file.suffix == ".model" and model_file.is_file():
-        proto = model_file.read_bytes()
+        proto = read_file(model_file)
         if is_sentencepiece(proto):
-            return SentencePieceTokenizer(model_file, proto, CheckpointFiles(folder))
+            files = CheckpointFiles(folder, json_file if has_json else None)
+            return SentencePieceTokenizer(model_file, proto, files)
         if not has_json:
             raise ValueError(
                 f"{model_file}: expected a sentencepiece model, or a tokenizer.json beside it (the "
@@ -59,25 +65,83 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
             )
     if not has_json:
         raise FileNotFoundError(f"{path}: expected a tokenizer.model or a tokenizer.json")
-    return JsonTokenizer(json_file, CheckpointFiles(folder))
+    return JsonTokenizer(json_file, CheckpointFiles(folder, json_file))
 
 
 def is_sentencepiece(proto: bytes) -> bool:
+    """Whether bytes are a sentencepiece model with pieces, each of them a text."""
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=proto).vocab_size() > 0
-    except RuntimeError:  # raised for bytes that are something else
+        model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        pieces = [model.id_to_piece(id) for id in range(model.vocab_size())]
+    except (RuntimeError, UnicodeDecodeError):  # what it raises for bytes that are something else
         return False
+    return bool(pieces) and all(pieces)
+
+
+# ---------------------------------------------------------------------------------------------
+# files
+# ---------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file; FileNotFoundError, or ValueError for a link out of its folder.
+
+    The cache of the Hugging Face hub has such links, from snapshots/<revision>/ to blobs/.
+    """
+    if not path.is_file():
+        kind = "not a regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"expected {path}: {kind}")
+    folder, file = path.parent.resolve(), path.resolve()
+    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    if not file.is_relative_to(folder) and file.parent not in blobs:
+        raise ValueError(f"{path} is a link out of its folder, to {file}; expected the file itself")
+    if (size := path.stat().st_size) > FILE_BYTES:
+        raise ValueError(f"{path}: expected at most {FILE_BYTES} bytes, got {size}")
+    return path.read_bytes()
 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file; ValueError if it holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    value = parse_json(read_file(path), str(path))
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_json(data: bytes, where: str) -> object:
+    """A JSON value; ValueError that begins with `where` for anything else.
+
+    What readers understand differently is refused: NaN, and a name twice in one object.
+    """
+    text = decode_text(data, where)
+    try:
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON, {error}") from error
+
+
+def decode_text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8, {error.reason} at byte {error.start}") from error
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands twice in one object")
+    return fields
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text of Unicode: JSON can spell half a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 class CheckpointFiles:
@@ -85,32 +149,37 @@ class CheckpointFiles:
 
     added:    token -> id of tokens beyond the base vocabulary
     special:  the spellings of special tokens
+    spec:     tokenizer.json, empty if there is none
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, json_file: Path | None):
         self.folder = folder
         self.paths = [folder / n for n in COPIED_FILES if (folder / n).is_file()] if folder else []
         self.config = self.read("tokenizer_config.json")
-        self.spec = self.read("tokenizer.json")
+        self.spec = read_json(json_file) if json_file else {}
         entries = self.added_entries()
         self.added = {entry["content"]: entry["id"] for entry in entries}
-        self.added |= self.read("added_tokens.json")
         self.special = {entry["content"] for entry in entries if entry.get("special")}
         self.special |= {token for token in self.added if MARKER.fullmatch(token)}
-        self.special |= named_tokens(self.config)
-        self.special |= named_tokens(self.read("special_tokens_map.json"))
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            self.special |= named_tokens(self.read(name), f"{self.folder}/{name}")
 
     def added_entries(self) -> list[dict]:
-        """The added tokens of both files, each with its content and id."""
+        """The added tokens of all files, each with its content and id."""
+        more = self.read("added_tokens.json")
         try:
             decoder = self.config.get("added_tokens_decoder") or {}
             entries = [{"id": int(id), **entry} for id, entry in decoder.items()]
             entries += self.spec.get("added_tokens") or []
-            assert all(isinstance(e["content"], str) and type(e["id"]) is int for e in entries)
+            entries += [{"id": id, "content": token} for token, id in more.items()]
+            assert all(e["content"] and is_text(e["content"]) for e in entries)
+            assert all(type(e["id"]) is int for e in entries)
+            assert all(0 <= entry["id"] < 2**31 for entry in entries)
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(
                 f"{self.folder}: added tokens expect an id and a content each, in "
-                "tokenizer_config.json (added_tokens_decoder) and tokenizer.json (added_tokens)"
+                "tokenizer_config.json (added_tokens_decoder), tokenizer.json (added_tokens) and "
+                "added_tokens.json"
             ) from None
         return entries
 
@@ -122,7 +191,7 @@ class CheckpointFiles:
         """How bos_token or eos_token is spelled, and the file that says so."""
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             if entry := self.read(file).get(name):
-                return spelling(entry), f"{self.folder / file}"
+                return spelling(entry, f"{self.folder}/{file}"), f"{self.folder}/{file}"
         return None
 
     def model_id(self, name: str) -> int | None:
@@ -130,7 +199,7 @@ class CheckpointFiles:
         for file in ("config.json", "generation_config.json"):
             value = self.read(file).get(name)
             value = value[0] if isinstance(value, list) and value else value
-            if isinstance(value, int):
+            if type(value) is int:
                 return value
         return None
 
@@ -139,16 +208,22 @@ class CheckpointFiles:
         return said if isinstance(said, bool) else otherwise
 
 
-def spelling(entry: str | dict) -> str:
-    return entry["content"] if isinstance(entry, dict) else entry
+def spelling(entry: object, where: str) -> str:
+    """A token, written as its text or as an object that has it as content."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    if not text or not is_text(text):
+        raise ValueError(f"{where}: expected a token's text or an object with it, got {entry!r}")
+    return text
 
 
-def named_tokens(source: dict) -> set[str]:
+def named_tokens(source: dict, where: str) -> set[str]:
     entries = [source[name] for name in NAMED_TOKENS if source.get(name)]
     for name in ("additional_special_tokens", "extra_special_tokens"):
         extra = source.get(name) or []
+        if not isinstance(extra, dict | list):
+            raise ValueError(f"{where}: {name} expects a list of tokens, got {extra!r}")
         entries += extra.values() if isinstance(extra, dict) else extra
-    return {spelling(entry) for entry in entries}
+    return {spelling(entry, where) for entry in entries}
 
 
 class Tokenizer(ABC):
@@ -223,7 +298,7 @@ class Tokenizer(ABC):
         for name in ("bos", "eos"):
             id = getattr(self, f"{name}_id")
             id = files.model_id(f"{name}_token_id") if id is None else id
-            token = spelled.get(id)
+            token = spelled.get(id) or None
             if (named := files.token(f"{name}_token")) is not None:
                 token, file = named
                 id = self.special_ids.get(token)
@@ -259,7 +334,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.adds_bos = self.bos_id is not None and files.adds_bos(otherwise=True)
         self.vocab_size = max([base.vocab_size() - 1, *files.added.values()]) + 1
 
-        self.has_prefix = base.encode_as_pieces("a")[0].startswith("▁")
+        self.has_prefix = "".join(base.encode_as_pieces("a")).startswith("▁")
         self.prefix_after_special = self.has_prefix and prefixes_after_special(files)
         self.processors = {
             prefix: sentencepiece.SentencePieceProcessor(
@@ -343,7 +418,7 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: Path, files: CheckpointFiles):
         self.files = files.paths or [path]
-        spec = {**(files.spec or read_json(path)), "truncation": None, "padding": None}
+        spec = {**files.spec, "truncation": None, "padding": None}
         if not isinstance(spec.get("model"), dict):
             raise ValueError(f"{path}: expected a tokenizer.json with a model, got {[*spec][:5]}")
         added = [dict(entry) for entry in spec.get("added_tokens") or []]
@@ -351,16 +426,19 @@ class JsonTokenizer(Tokenizer):
             declared = entry["content"] in files.special or MARKER.fullmatch(entry["content"])
             entry["special"] = bool(entry.get("special") or declared)
         spec["added_tokens"] = added
-        backend, bare = build_backend(spec, path), without_prefix(spec)
+        backend, bare = build_backend(spec, path), without_prefix(spec, path)
         behind = backend if bare is spec else build_backend(bare, path)
         self.backends = {True: backend, False: behind}
         vocab = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocab.values()) + 1
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        if not 0 < self.vocab_size <= 2**31:
+            raise ValueError(f"{path}: expected ids from 0 to {2**31 - 1}, got {len(vocab)} tokens "
+                             f"with ids up to {self.vocab_size - 1}")  # fmt: skip
         self.special_ids = {entry["content"]: entry["id"] for entry in added if entry["special"]}
         self.special_ids |= {t: vocab[t] for t in files.special & vocab.keys()}
         self._name_tokens(files, {id: token for token, id in vocab.items()})
-        opening = backend.encode("a", add_special_tokens=True).ids[0]
-        self.adds_bos = self.bos_id is not None and files.adds_bos(opening == self.bos_id)
+        opening = backend.encode("a", add_special_tokens=True).ids[:1]
+        self.adds_bos = self.bos_id is not None and files.adds_bos(opening == [self.bos_id])
         self.prefix_after_special = spec_prefixes(spec)
 
     def encode_batch(self, texts: Sequence[str], prefix: bool) -> list[list[int]]:
@@ -387,19 +465,24 @@ def build_backend(spec: dict, path: Path):
     return backend
 
 
-def without_prefix(spec: dict) -> dict:
+def without_prefix(spec: dict, path: Path) -> dict:
     """The same tokenizer without the dummy prefix, and without its removal when decoding."""
-    bare = {n: drop_prefix(spec.get(n)) for n in ("normalizer", "pre_tokenizer")}
-    has_prefix = any(bare[name] != spec.get(name) for name in bare)
-    return {**spec, **bare, "decoder": drop_prefix(spec.get("decoder"))} if has_prefix else spec
+    bare = {n: drop_prefix(spec.get(n), path) for n in ("normalizer", "pre_tokenizer")}
+    if all(bare[name] == spec.get(name) for name in bare):
+        return spec
+    return {**spec, **bare, "decoder": drop_prefix(spec.get("decoder"), path)}
 
 
-def drop_prefix(part: dict | None) -> dict | None:
-    if part is None or part["type"] in ("Prepend", "Strip"):
+def drop_prefix(part: dict | None, path: Path) -> dict | None:
+    if part is None:
+        return None
+    if not isinstance(part, dict) or "type" not in part:  # the library guesses; a prefix is lost
+        raise ValueError(f"{path}: expected a part of the tokenizer with its type, got {part!r}")
+    if part["type"] in ("Prepend", "Strip"):
         return None
     if part["type"] == "Sequence":
         name = next(n for n in ("normalizers", "pretokenizers", "decoders") if n in part)
-        inner = [drop_prefix(p) for p in part[name]]
+        inner = [drop_prefix(p, path) for p in part[name]]
         return {**part, name: [p for p in inner if p is not None]}
     if part["type"] == "Metaspace":
         return {**part, "prepend_scheme": "never", "add_prefix_space": False}

@@ -6,6 +6,7 @@ of the original base, since s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2].
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from model.checkpoint import (
     allocate,
     base_parameters,
+    check_memory,
     empty_model,
     read_json,
-    read_tensors,
+    read_number,
+    read_rows,
     read_weights,
+    tensor_shapes,
     to_file_name,
     write_tensors,
 )
@@ -29,6 +33,7 @@ from model.transformer import Transformer
 PREFIX = "base_model.model."
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Matrices = dict[str, tuple[Tensor, Tensor]]  # layer -> (lora_A (R, in), lora_B (out, R))
+PARTS = ("lora_A", "lora_B")
 
 
 def save_adapter(
@@ -103,6 +108,7 @@ def load_policy(
 def add_adapter(model: Transformer, folder: str | Path) -> None:
     """Give a model fresh adapters of the rank, the scale and on the layers that a folder has."""
     rank, alpha, targets = read_adapter_config(Path(folder))
+    find_matrices(model, Path(folder))
     add_lora(model, rank, alpha, targets)
 
 
@@ -116,6 +122,14 @@ def fill_adapter(model: Transformer, folder: str | Path) -> None:
 
 def read_matrices(model: Transformer, folder: Path) -> Matrices:
     """The matrices of an adapter for a model, under the names of its layers; float32."""
+    return {
+        layer: tuple(read_rows(folder / FILE, name, slice(None)).float() for name in names)
+        for layer, names in find_matrices(model, folder).items()
+    }
+
+
+def find_matrices(model: Transformer, folder: Path) -> dict[str, tuple[str, str]]:
+    """{layer: names of lora_A and lora_B in the file}, every shape checked; no tensor is read."""
     rank, _, targets = read_adapter_config(folder)
     expected = {}
     for name, parameter in base_parameters(model).items():
@@ -123,35 +137,32 @@ def read_matrices(model: Transformer, folder: Path) -> Matrices:
         if layer != name and layer.rpartition(".")[2] in targets:
             height, width = parameter.shape
             expected[layer] = ((rank, width), (height, rank))
-    matrices = read_pairs_of_matrices(folder)
-    for problem, names in (("missing", expected.keys() - matrices.keys()),
-                           ("unexpected", matrices.keys() - expected.keys())):  # fmt: skip
-        if names:
-            some = ", ".join(sorted(names)[:3])
+    file = folder / FILE
+    found = {part: {} for part in PARTS}
+    shapes = tensor_shapes(file)
+    for name in shapes:
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(?:model\.)?(.+)\.(lora_[AB])\.weight", name)
+        if match is None or match[1] in found[match[2]]:
+            raise ValueError(f"{file}: unexpected or repeated tensor {name!r}; plain LoRA only")
+        found[match[2]][match[1]] = name
+    one, two = (found[part] for part in PARTS)
+    if lone := one.keys() ^ two.keys():
+        raise ValueError(f"{file}: only one of lora_A and lora_B for {sorted(lone)[0]!r}")
+    for problem, layers in (("missing", expected.keys() - one.keys()),
+                            ("unexpected", one.keys() - expected.keys())):  # fmt: skip
+        if layers:
+            some = ", ".join(sorted(layers)[:3])
             raise ValueError(
-                f"{folder / FILE}: matrices of {len(names)} layers are {problem}: {some}; "
+                f"{file}: matrices of {len(layers)} layers are {problem}: {some}; "
                 f"is this the adapter's base model?"
             )
-    for name, pair in matrices.items():
-        shapes = tuple(tuple(matrix.shape) for matrix in pair)
-        if shapes != expected[name]:
-            wanted = expected[name]
-            raise ValueError(f"{folder / FILE}: {name} expects shapes {wanted}, got {shapes}")
-    return matrices
-
-
-def read_pairs_of_matrices(folder: Path) -> Matrices:
-    """Every (lora_A, lora_B) of an adapter file, whatever the model; float32."""
-    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
-    for name, tensor in read_tensors(folder / FILE):
-        match = re.fullmatch(rf"{re.escape(PREFIX)}(?:model\.)?(.+)\.(lora_[AB])\.weight", name)
-        if match is None:
-            raise ValueError(f"{folder / FILE}: unexpected tensor {name}; plain LoRA only")
-        parts[match[2]][match[1]] = tensor.float()
-    lone = parts["lora_A"].keys() ^ parts["lora_B"].keys()
-    if lone:
-        raise ValueError(f"{folder / FILE}: only one of lora_A and lora_B for {sorted(lone)[0]}")
-    return {name: (lora_A, parts["lora_B"][name]) for name, lora_A in parts["lora_A"].items()}
+    places = {layer: (one[layer], two[layer]) for layer in one}
+    for layer, names in places.items():
+        got, wanted = tuple(shapes[name] for name in names), expected[layer]
+        if got != wanted:
+            raise ValueError(f"{file}: {layer} expects shapes {wanted}, got {got}")
+    check_memory(4 * sum(math.prod(shape) for shape in shapes.values()), str(file))
+    return places
 
 
 def read_scaled(model: Transformer, folder: str | Path) -> Matrices:
@@ -190,14 +201,14 @@ def read_adapter_config(folder: Path) -> tuple[int, float, tuple[str, ...]]:
             raise ValueError(f"{path}: {name}={fields[name]!r} is not implemented; plain LoRA only")
     if fields.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias={fields['bias']!r} is not implemented; expected none")
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or alpha <= 0:
-        raise ValueError(f"{path}: expected r and lora_alpha above 0, got {rank!r} and {alpha!r}")
+    rank, alpha = fields.get("r"), read_number(path, fields, "lora_alpha")
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"{path}: r expects a whole number above 0, got {rank!r}")
     targets = fields.get("target_modules")
     if isinstance(targets, str):
-        targets = re.findall(r"\w+_proj", targets)
+        targets = re.findall(r"\b\w+_proj", targets)
     known = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     names = {target.rpartition(".")[2] for target in targets} if known else set()
     if not names or not names <= set(TARGETS):
         raise ValueError(f"{path}: expected target_modules out of {TARGETS}, got {targets!r}")
-    return rank, float(alpha), tuple(name for name in TARGETS if name in names)
+    return rank, alpha, tuple(name for name in TARGETS if name in names)

@@ -2,10 +2,16 @@
 
 Nothing is pickled. A module's dotted name is the tensor's name in the file, but for the prefix
 `model.` that Hugging Face puts before everything except the head.
+
+A folder may come from anywhere. Its files are judged by their headers before memory is taken for
+what they hold, and a file of it is a regular file inside it.
 """
 
 import json
+import os
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +30,19 @@ from model.transformer import ModelConfig, Transformer
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
-FILE_BYTES = 5 * 10**9  # of one file of weights, at most
+FILE_BYTES = 5 * 10**9  # of one file of weights that is written, at most
+JSON_BYTES = 2**28  # of a JSON file that is read, at most
+LARGEST = {  # sizes in a config.json, each far beyond every published model
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**31,
+    "sliding_window": 2**31,
+}
 ROPE_FIELDS = {
     "default": (),
     "linear": ("factor",),
@@ -38,20 +56,64 @@ ROPE_FIELDS = {
 
 
 # ------------------------------------------------------------------------------------------------
-# config.json
+# files of a folder
+
+
+def check_file(path: Path) -> Path:
+    """The path of a regular file; FileNotFoundError, or ValueError for a link out of its folder.
+
+    The cache of the Hugging Face hub has such links, from snapshots/<revision>/ to blobs/.
+    """
+    if not path.is_file():
+        kind = "not a regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"expected {path}: {kind}")
+    folder, file = path.parent.resolve(), path.resolve()
+    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
+    if not file.is_relative_to(folder) and file.parent not in blobs:
+        raise ValueError(f"{path} is a link out of its folder, to {file}; expected the file itself")
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; FileNotFoundError or ValueError with the file's name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {path}: no such file")
+    """A JSON object; FileNotFoundError or ValueError with the file's name.
+
+    What readers understand differently is refused: NaN, and a name twice in one object.
+    """
+    if (size := check_file(path).stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path}: expected at most {JSON_BYTES} bytes of JSON, got {size}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_bytes().decode("utf-8-sig")
+        fields = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(fields).__name__}")
     return fields
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands twice in one object")
+    return fields
+
+
+def check_memory(needed: int, what: str) -> None:
+    """ValueError where something cannot fit into this machine's memory."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"{what} would take {needed / 1e9:.1f} GB of memory; this machine has {there / 1e9:.1f}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# config.json
 
 
 def read_model_config(path: str | Path) -> ModelConfig:
@@ -60,8 +122,7 @@ def read_model_config(path: str | Path) -> ModelConfig:
     Raises ValueError for another architecture, an activation or a rotary scaling that is not
     implemented, and for sizes that do not fit together.
     """
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
+    path = config_file(path)
     fields = read_json(path)
     names = fields.get("architectures")
     if not isinstance(names, list) or not any(name in ARCHITECTURES for name in names):
@@ -75,6 +136,8 @@ def read_model_config(path: str | Path) -> ModelConfig:
         value = default if value is None else value
         if type(value) is not int or value < 1:
             raise ValueError(f"{path}: {name} expects a whole number above 0, got {value!r}")
+        if value > LARGEST[name]:
+            raise ValueError(f"{path}: {name} expects at most {LARGEST[name]}, got {value}")
         return value
 
     heads = size("num_attention_heads")
@@ -110,6 +173,11 @@ def read_model_config(path: str | Path) -> ModelConfig:
     return config
 
 
+def config_file(path: str | Path) -> Path:
+    """config.json, where a path is the folder that holds it."""
+    return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+
+
 def read_rope(path: Path, fields: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """rope_theta and the scaling, in the old form (rope_scaling) or the newer (rope_parameters)."""
     scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
@@ -135,7 +203,7 @@ def read_switch(path: Path, fields: dict[str, Any], name: str) -> bool:
 
 def read_number(path: Path, fields: dict[str, Any], name: str, default: Any = None) -> float:
     value = fields.get(name, default)
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{path}: {name} expects a number above 0, got {value!r}")
     return float(value)
 
@@ -180,21 +248,34 @@ def load_model(
 
 def init_model(path: str | Path, dtype: torch.dtype, device: str, seed: int) -> Transformer:
     """Random weights for the architecture of a config.json."""
-    model = empty_model(path, dtype)
+    model = empty_model(config_file(path), dtype)
     allocate(model, device)
     init_weights(model, seed)
     return model.eval()
 
 
 def empty_model(path: str | Path, dtype: torch.dtype) -> Transformer:
-    """The architecture of a config.json on the meta device: names and shapes without memory."""
+    """An architecture on the meta device: names and shapes without memory.
+
+    path: a config.json; or the folder of a checkpoint, whose weights are then held against the
+    architecture here, by name and shape, before `allocate` makes room for them.
+    Raises as `load_model` does.
+    """
     with torch.device("meta"):
         model = Transformer(read_model_config(path))
+    if Path(path).is_dir():
+        find_weights(model, path)
     return model.to(dtype).requires_grad_(False)
 
 
 def allocate(model: Transformer, device: str) -> None:
-    """Memory for a model on the meta device, or for this rank's share of it; not yet written."""
+    """Memory for a model on the meta device, or for this rank's share of it; not yet written.
+
+    Raises ValueError for a share that is larger than the memory of the machine.
+    """
+    if torch.device(device).type == "cpu":
+        share = sum(owned(parameter)[0].nbytes for parameter in model.parameters())
+        check_memory(share, "this rank's share of the model")
     model.to_empty(device=device)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
@@ -214,29 +295,39 @@ def read_weights(
     adapter: {layer: (A (R, in), B (out, R))} of an adapter of scale 1, to be merged on the way.
     Raises as `load_model` does.
     """
+    parameters = base_parameters(model)
+    for name, (file, file_name) in find_weights(model, folder).items():
+        local, rows = owned(parameters[name])
+        values = read_rows(file, file_name, rows)
+        if (layer := name.removesuffix(".weight")) in adapter:
+            lora_A, lora_B = adapter[layer]
+            values = merged_weight(values.float(), lora_A, lora_B[rows], 1.0)
+        local.copy_(values)
+
+
+def find_weights(model: Transformer, folder: str | Path) -> dict[str, tuple[Path, str]]:
+    """{parameter: (file, name in it)} of a folder, every shape checked; no tensor is read.
+
+    Raises as `load_model` does.
+    """
     folder = Path(folder)
-    expected = base_parameters(model)
-    tied = model.config.tie_word_embeddings
+    expected = {name: tuple(x.shape) for name, x in base_parameters(model).items()}
+    places = {}
     for file in weight_files(folder):
         for file_name, shape in tensor_shapes(file).items():
             name = file_name.removeprefix("model.")
-            if ignored(name, tied):
+            if ignored(name, model.config.tie_word_embeddings):
                 continue
-            if name not in expected:
-                raise ValueError(f"{file}: unexpected or repeated tensor {name}")
-            parameter = expected.pop(name)
-            if shape != tuple(parameter.shape):
-                wanted = tuple(parameter.shape)
+            if name not in expected or name in places:
+                raise ValueError(f"{file}: unexpected or repeated tensor {name!r}")
+            if shape != expected[name]:
+                wanted = expected[name]
                 raise ValueError(f"{file}: tensor {name} expects shape {wanted}, got {shape}")
-            local, rows = owned(parameter)
-            values = read_rows(file, file_name, rows)
-            if (layer := name.removesuffix(".weight")) in adapter:
-                lora_A, lora_B = adapter[layer]
-                values = merged_weight(values.float(), lora_A, lora_B[rows], 1.0)
-            local.copy_(values)
-    if expected:
-        some = ", ".join(sorted(expected)[:3])
-        raise ValueError(f"{folder}: {len(expected)} tensors are missing: {some}")
+            places[name] = file, file_name
+    if missing := sorted(expected.keys() - places.keys()):
+        some = ", ".join(missing[:3])
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing: {some}")
+    return places
 
 
 def base_parameters(model: Transformer) -> dict[str, torch.nn.Parameter]:
@@ -279,13 +370,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a safetensors file; ValueError for a corrupt one and for whole numbers."""
+    """{name: shape} of a safetensors file, from its header; no shape is empty.
+
+    Raises ValueError for a corrupt file, for whole numbers, and for shapes that torch cannot have.
+    """
+    shapes = {}
     with open_tensors(file) as reader:
-        slices = {name: reader.get_slice(name) for name in reader.keys()}
-        for name, part in slices.items():
+        for name in reader.keys():
+            part = reader.get_slice(name)
             if part.get_dtype() not in FLOATS:
-                raise ValueError(f"{file}: tensor {name} expects floats, got {part.get_dtype()}")
-        return {name: tuple(part.get_shape()) for name, part in slices.items()}
+                raise ValueError(f"{file}: tensor {name!r} expects floats, got {part.get_dtype()}")
+            shapes[name] = tuple(part.get_shape())
+            if not shapes[name] or max(shapes[name]) >= 2**63:
+                raise ValueError(f"{file}: tensor {name!r} has a shape of no use, {shapes[name]}")
+    return shapes
 
 
 def read_rows(file: Path, name: str, rows: slice) -> Tensor:
@@ -294,28 +392,37 @@ def read_rows(file: Path, name: str, rows: slice) -> Tensor:
         return reader.get_slice(name)[rows].clone()
 
 
-def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a safetensors file, one at a time, as stored."""
-    for name in tensor_shapes(file):
-        yield name, read_rows(file, name, slice(None))
-
-
 @contextmanager
 def open_tensors(file: Path) -> Iterator[safe_open]:
     try:
-        with safe_open(file, framework="pt", device="cpu") as reader:
+        with map_tensors(check_file(file)) as reader:
             yield reader
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt: {error}") from None
 
 
+def map_tensors(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (RuntimeError, MemoryError) as error:  # of torch; the file is larger than the machine
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{file} cannot be mapped into memory: {reason}") from None
+
+
 def write_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write beside the file and rename, so that a crash leaves the old file or the new one."""
+    """Write beside the file and rename, so that a crash leaves the old file or the new one.
+
+    Raises OSError where it cannot be written.
+    """
     partial = file.with_name(file.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+    try:
+        save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{file} cannot be written: {error}") from None
     partial.chmod(0o644)  # readable like any other file, whatever the library's default
     partial.replace(file)
 

@@ -110,11 +110,12 @@ class StepLog:
         step, self.waiting = self.waiting, None
         if step is None:
             return
-        record, grad_norm = step.means.read(), step.grad_norm.item()
-        check_finite(step, record, grad_norm, self.data)
+        record = step.means.read() | {"grad_norm": step.grad_norm.item()}
+        what = f"step {step.number}: loss {record['loss']}, gradient norm {record['grad_norm']}"
+        check_finite(f"{what}; nothing was updated", record, step.means, self.data)
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        record |= {"grad_norm": grad_norm, "lr": step.lr, "tokens_per_s": step.tokens / seconds}
+        record |= {"lr": step.lr, "tokens_per_s": step.tokens / seconds}
         record |= {"pairs_per_s": step.pairs / seconds}
         record |= {"peak_memory_gb": max_over_ranks(peak_memory_gb(self.device))}
         write_record(self.file, {"step": step.number, **record})
@@ -125,18 +126,18 @@ class StepLog:
         self.since = time.perf_counter()
 
 
-def check_finite(
-    step: Step, record: dict[str, float], grad_norm: float, data: Sequence[Any]
-) -> None:
-    """Stop at a loss or a gradient that is no number; the optimiser has left its step out."""
-    if math.isfinite(record["loss"]) and math.isfinite(grad_norm):
+def check_finite(what: str, record: dict[str, float], means: Means, data: Sequence[Any]) -> None:
+    """Stop at a loss or a gradient that is no number, naming the pairs; ValueError, on all ranks.
+
+    record: the numbers that have to be finite, `loss` and perhaps `grad_norm`, among others.
+    """
+    if all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "grad_norm")):
         return
-    broken = [pair for rank in gather_json(step.means.broken_pairs()) for pair in rank]
+    broken = [pair for rank in gather_json(means.broken_pairs()) for pair in rank]
     bad = [f"pair {i} ({data[i].source}): {terms}" for i, terms in broken]
     blamed = "; ".join(bad[:3]) or "every pair's own terms are finite"
     raise ValueError(
-        f"step {step.number}: loss {record['loss']}, gradient norm {grad_norm}; nothing was "
-        f"updated, and what was saved is untouched. {len(bad)} pairs: {blamed}. Terms: {record}"
+        f"{what}; {len(bad)} pairs: {blamed}. What was saved is untouched. Terms: {record}"
     )
 
 

@@ -38,6 +38,8 @@ def init_distributed() -> None:
         torch.cuda.set_device(local_rank())
     global store
     store, number, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts the ranks again: those of before are not to be found
+    store = dist.PrefixStore(f"start-{restarts()}", store)
     # gloo for tensors of the host, NCCL for those of a GPU
     dist.init_process_group(store=store, rank=number, world_size=size)
     if rank():

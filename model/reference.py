@@ -65,7 +65,7 @@ def cached_reference_logps(
         )
     if is_main():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors({"logps": logps}, file, {"key": key})
+        write_tensors({"logps": logps}, file, {"key": key, "sha256": digest_of(logps)})
     print(f"reference: {len(pairs)} pairs cached in {file}")
     return logps
 
@@ -75,15 +75,23 @@ def read_cache(file: Path, key: str, pairs: int) -> Tensor | None:
         return None
     try:
         with safe_open(file, framework="pt") as reader:
-            if (reader.metadata() or {}).get("key") == key:
+            about = reader.metadata() or {}
+            if about.get("key") == key:
                 logps = reader.get_tensor("logps")
-                if logps.shape == (pairs, 2) and logps.isfinite().all():
+                if logps.shape == (pairs, 2) and digest_of(logps) == about.get("sha256"):
                     return logps
-            reason = "it was made from other weights or data"
+                reason = "it is not what was written"
+            else:
+                reason = "it was made from other weights or data"
     except SafetensorError as error:
         reason = f"it is corrupt: {error}"
     print(f"reference: {file} is not used, {reason}; computing it again")
     return None
+
+
+def digest_of(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy()).hexdigest()
 
 
 def hash_weights(model: Transformer) -> str:

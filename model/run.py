@@ -25,6 +25,7 @@ from model.parallel import (
     is_main,
     lost_rank,
     may_restart,
+    restarts,
     says_first,
     world_size,
 )
@@ -100,9 +101,17 @@ def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[
     folders = {Path(p).resolve() if Path(p).is_dir() else Path(p).resolve().parent for p in inputs}
     if out_dir.resolve() in folders:
         raise ValueError(f"--out_dir {out_dir} is the folder of an input; pass another folder")
-    if (out_dir / "metrics.jsonl").exists() and not resume:
-        raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
+    refuse_run(out_dir, resume)
     return out_dir
+
+
+def refuse_run(out_dir: Path, resume: bool) -> None:
+    """ValueError for a run where there must be none, FileNotFoundError for none to be resumed."""
+    holds_run = (out_dir / "metrics.jsonl").exists()
+    if resume and not holds_run and not restarts():
+        raise FileNotFoundError(f"--resume expects a run in --out_dir {out_dir}; none there")
+    if holds_run and not resume:
+        raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
 
 
 def write_run_config(config: Any, out_dir: Path) -> None:
@@ -126,10 +135,11 @@ def write_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def lock(out_dir: Path) -> TextIO:
+def lock(out_dir: Path, resume: bool = False) -> TextIO:
     """Keep other runs out of a run folder as long as the file that this returns is open.
 
-    Raises ValueError where another run has it; a run that has died leaves it free.
+    Raises ValueError where another run has it, or has had it meanwhile; a run that has died leaves
+    it free.
     """
     file = (out_dir / ".lock").open("a+")
     try:
@@ -140,6 +150,7 @@ def lock(out_dir: Path) -> TextIO:
             f"--out_dir {out_dir} is in use by another run ({file.read().strip()}); pass another "
             "folder, or wait until that one has ended"
         ) from None
+    refuse_run(out_dir, resume)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

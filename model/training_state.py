@@ -29,7 +29,8 @@ FREE = ("resume", "inexact_resume", "out_dir", "save_every", "keep", "eval_every
         "activation_checkpointing", "keep_every", "plan", "world_size")  # fmt: skip
 # and what changes the last bits alone, with --inexact_resume
 ROUNDING = ("device", "micro_batch_tokens", "head_kernel", "head_workspace_mib", "compile",
-            "replicas", "cpu_offload", "number of ranks", "number of threads", "version of torch")  # fmt: skip
+            "replicas", "cpu_offload", "number of ranks", "number of threads",
+            "version of torch")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -81,7 +82,8 @@ def save_training_state(
         shutil.rmtree(target, ignore_errors=True)  # a torn one, that the run has come back to
         partial.rename(target)
         flush(target.parent)
-        for old in checkpoints(folder)[keep:] if keep else []:
+        older = [other for other in checkpoints(folder) if number(other) < step]
+        for old in older[keep - 1 :] if keep else []:  # newer ones are torn: they were skipped
             shutil.rmtree(old)
     return target
 
@@ -106,7 +108,12 @@ def flush(path: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run folder, newest first; which are whole is not looked at."""
-    return sorted((folder / "checkpoints").glob("step-??????"), reverse=True)
+    found = [p for p in (folder / "checkpoints").glob("step-*") if p.name[5:].isdecimal()]
+    return sorted(found, key=number, reverse=True)
+
+
+def number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -119,17 +126,16 @@ def load_training_state(
     optimizer: torch.optim.Optimizer,
     identity: dict[str, Any],
     inexact: bool = False,
-    may_start: bool = False,
 ) -> int:
     """Restore the newest whole checkpoint of a run folder; returns the steps already done.
 
     Each rank reads the rows that it holds, on any number of ranks. identity: what the run depends
-    on; with `inexact`, what changes the last bits alone may differ. may_start: 0 where there is no
-    checkpoint yet. Raises FileNotFoundError where there is no whole checkpoint, ValueError where
-    the run is another one or the files do not fit the model.
+    on; with `inexact`, what changes the last bits alone may differ. A run that ended before its
+    first checkpoint starts again: 0. Raises FileNotFoundError where no checkpoint is whole,
+    ValueError where the run is another one or the files do not fit the model.
     """
     newest = newest_whole(folder)
-    if newest is None and may_start and not checkpoints(folder):
+    if newest is None and (folder / "metrics.jsonl").exists() and not checkpoints(folder):
         return 0
     if newest is None:
         raise FileNotFoundError(
@@ -162,7 +168,7 @@ def load_training_state(
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint whose files are those of its manifest; what is skipped is named."""
-    for torn in sorted((folder / "checkpoints").glob("step-??????.partial")):
+    for torn in sorted((folder / "checkpoints").glob("step-*.partial")):
         print(f"{torn} is skipped: it was not finished")
     for checkpoint in checkpoints(folder):
         reason = what_is_broken(checkpoint)

@@ -215,7 +215,7 @@ def test_run_folders(fails, tmp_path, monkeypatch, capsys):
     assert code == 2 and "holds a run; pass --resume or another folder" in err
     flags = ["--out_dir", str(tmp_path / "new"), "--resume", "--max_steps", "1"]
     code, _, err = run(train, flags, monkeypatch, capsys)
-    assert code == 2 and "--resume expects a checkpoint" in err
+    assert code == 2 and "--resume expects a run in --out_dir" in err
     (tmp_path / "file").write_text("")
     code, _, err = run(train, ["--out_dir", str(tmp_path / "file")], monkeypatch, capsys)
     assert code == 2 and str(tmp_path / "file") in err

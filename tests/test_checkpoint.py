@@ -176,7 +176,7 @@ def test_random_weights_from_a_config(folder):
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type .*got 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor expects a number above 0, got None"),
         ({"num_hidden_layers": 4}, "9 tensors are missing: layers.3.input_layernorm.weight"),
-        ({"num_hidden_layers": 2}, "unexpected or repeated tensor layers.2"),
+        ({"num_hidden_layers": 2}, "unexpected or repeated tensor 'layers.2"),
         ({"vocab_size": 98}, r"tensor \S+ expects shape \(98, 48\), got \(97, 48\)"),
         ({"attention_bias": True}, "tensors are missing: layers.0.self_attn.k_proj.bias"),
     ],

@@ -421,7 +421,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
             load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").unlink()
     for content, message in (
-        ("{", "expected JSON"),
+        ("{", "not JSON"),
         ("[]", "expected a JSON object, got list"),
         ("{}", "expected a tokenizer.json with a model"),
         ('{"model": {"type": "BPE"}}', "expected a tokenizer.json, got"),
