@@ -106,7 +106,7 @@ def read_json_fields(config_class: type, path: str) -> dict[str, Any]:
         raise FileNotFoundError(f"--config expects a JSON file, got {path!r}: no such file")
     try:
         fields = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(fields).__name__}")
@@ -126,7 +126,7 @@ def check_json_value(path: str, name: str, value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         if all(isinstance(item, str) for item in value):
             return tuple(value)
-    elif kind is float and type(value) in (int, float):
+    elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     elif type(value) is kind:
         return value

@@ -88,7 +88,7 @@ def says_first(message: str) -> bool:
     """Whether no other rank has said this: what is wrong on all ranks is printed once."""
     if store is None:
         return True
-    digest = hashlib.sha256(message.encode()).hexdigest()
+    digest = hashlib.sha256(message.encode(errors="replace")).hexdigest()
     try:
         return store.add(f"said/{digest}", 1) == 1
     except RuntimeError:  # the store has gone with the rank that kept it

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from model.checkpoint import read_json, read_rows, tensor_shapes, write_tensors
 from model.parallel import any_rank, gather_json, is_main, owned, shard_place, share
 
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
+LARGEST_WORLD = 2**20  # shards of a model, at most
 # what may change between the parts of a run: nothing of it changes a number,
 FREE = ("resume", "inexact_resume", "out_dir", "save_every", "keep", "eval_every", "sample_prompts",
         "activation_checkpointing", "keep_every", "plan", "world_size")  # fmt: skip
@@ -141,29 +143,34 @@ def load_training_state(
         raise FileNotFoundError(
             f"--resume expects a whole checkpoint in {folder}/checkpoints; none there"
         )
-    state = read_json(newest / "state.json")
-    refuse_changes(newest, state["run"], identity, inexact)
-    files = [newest / shard_file(place, state["shards"]) for place in range(state["shards"])]
+    step, shards, run = read_state(newest / "state.json")
+    refuse_changes(newest, run, identity, inexact)
+    files = [newest / shard_file(place, shards) for place in range(shards)]
     shapes = [tensor_shapes(file) for file in files]
     names = trained_parameters(model)
-    if (unknown := {name.rpartition("/")[0] or name for name in shapes[0]} - names.keys()) or (
-        unknown := names.keys() - shapes[0].keys()
-    ):
-        raise ValueError(f"{newest}: trained tensor {sorted(unknown)[0]} does not fit the model")
+    expected = {*names, *(f"{name}/{key}" for name in names for key in STATE)}
+    if odd := sorted(expected.symmetric_difference(shapes[0])):
+        raise ValueError(f"{newest}: trained tensor {odd[0]!r} does not fit the model")
     for name, parameter in names.items():
         read_shards(files, shapes, name, parameter)
-    for name in shapes[0]:
-        owner, _, key = name.rpartition("/")
-        if not owner:
-            continue
-        parameter = names[owner]
-        if key == "step":
-            value = read_rows(files[0], name, slice(None)).reshape(()).to(parameter.device)
-        else:
-            value = torch.zeros_like(parameter, requires_grad=False)
-            read_shards(files, shapes, name, value)
-        optimizer.state[parameter][key] = value
-    return state["step"]
+        for key in STATE[1:]:
+            moment = torch.zeros_like(parameter, requires_grad=False)
+            read_shards(files, shapes, f"{name}/{key}", moment)
+            optimizer.state[parameter][key] = moment
+        count = torch.zeros(1)
+        read_shards(files[:1], shapes[:1], f"{name}/{STATE[0]}", count)
+        optimizer.state[parameter][STATE[0]] = count[0].to(parameter.device)  # fused: beside it
+    return step
+
+
+def read_state(file: Path) -> tuple[int, int, dict[str, Any]]:
+    """The step, the number of shards, and what the run depends on."""
+    fields = read_json(file)
+    step, shards, run = (fields.get(name) for name in ("step", "shards", "run"))
+    whole_numbers = type(step) is int and type(shards) is int and step >= 0 < shards
+    if not whole_numbers or not isinstance(run, dict) or shards > LARGEST_WORLD:
+        raise ValueError(f"{file}: expected a step, a number of shards, and a run")
+    return step, shards, run
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -190,12 +197,15 @@ def what_is_broken(checkpoint: Path) -> str | None:
     broken = None
     for i in share(len(wanted)):
         file, size, digest = wanted[i]
-        if not file.is_file():
-            broken = f"{file.name} is missing"
-        elif file.stat().st_size != size:
-            broken = f"{file.name} has {file.stat().st_size} bytes, expected {size}"
-        elif describe(file)["sha256"] != digest:
-            broken = f"{file.name} is not what was written"
+        try:
+            if not file.is_file():
+                broken = f"{file.name!r} is missing"
+            elif file.stat().st_size != size:
+                broken = f"{file.name!r} has {file.stat().st_size} bytes, expected {size!r}"
+            elif describe(file)["sha256"] != digest:
+                broken = f"{file.name!r} is not what was written"
+        except OSError as error:
+            broken = f"{file.name!r} cannot be read: {error!r}"
     reasons = [reason for reason in gather_json(broken) if reason is not None]
     if not reasons and "state.json" not in dict(entries):
         return "its manifest has no state.json"
@@ -207,9 +217,10 @@ def read_shards(
 ) -> None:
     """Fill what this rank holds of `target` from the rows that the files hold one after another."""
     local, rows = owned(target)
-    heights = [shape[name][0] for shape in shapes]
-    if sum(heights) != len(target) or shapes[0][name][1:] != tuple(target.shape[1:]):
-        raise ValueError(f"{files[0].parent}: trained tensor {name} does not fit the model")
+    pieces = [shape.get(name, (0,)) for shape in shapes]
+    heights, widths = [piece[0] for piece in pieces], {piece[1:] for piece in pieces}
+    if sum(heights) != len(target) or widths != {tuple(target.shape[1:])}:
+        raise ValueError(f"{files[0].parent}: trained tensor {name!r} does not fit the model")
     begin = 0
     for file, height in zip(files, heights, strict=True):
         start, stop = max(rows.start, begin), min(rows.stop, begin + height)

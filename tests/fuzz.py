@@ -42,6 +42,9 @@ from model.adapter import load_policy, save_adapter
 from model.checkpoint import init_model, load_model, save_model
 from model.config import parse_config
 from model.lora import add_lora
+from model.training_state import checkpoints, describe, load_training_state, save_training_state
+from tests.test_training_state import CONFIG as RUN_CONFIG
+from tests.test_training_state import policy_and_optimizer
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 LIMIT_S, LIMIT_GB = 20, 2
@@ -273,6 +276,30 @@ def load_results(folder: Path, rng: random.Random) -> None:
     write_pairs(*files, folder / "pairs.jsonl", limit=2, votes=rng.choice([None, 5]), seed=0)
 
 
+def make_run(folder: Path) -> None:
+    model, optimizer = policy_and_optimizer(steps=1, rank=1)
+    save_training_state(folder, model, optimizer, 1, RUN_CONFIG)
+
+
+def is_read(file: Path) -> bool:
+    try:
+        return file.read_bytes() is not None
+    except OSError:
+        return False
+
+
+def load_run(folder: Path, rng: random.Random) -> None:
+    """As it is, or with a manifest that vouches for what has become of the files."""
+    for checkpoint in checkpoints(folder) if rng.random() < 0.7 else []:
+        manifest = checkpoint / "manifest.json"
+        there = [file for file in checkpoint.iterdir() if file.is_file() and file != manifest]
+        there = [file for file in there if file.stat().st_size < 2**24 and is_read(file)]
+        files = {file.name: describe(file) for file in there}
+        shutil.rmtree(manifest) if manifest.is_dir() else manifest.unlink(missing_ok=True)
+        manifest.write_text(json.dumps({"files": files}))
+    load_training_state(folder, *policy_and_optimizer(rank=1), RUN_CONFIG)
+
+
 TARGETS = {
     "model": Target(make_model, load_weights),
     "shards": Target(make_shards, load_weights),
@@ -282,6 +309,7 @@ TARGETS = {
     "pairs": Target(make_pairs, load_pairs),
     "prompts": Target(make_prompts, load_prompts),
     "results": Target(make_results, load_results),
+    "run": Target(make_run, load_run),
 }
 
 

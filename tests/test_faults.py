@@ -77,8 +77,8 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_mends_the_torn_one(folder, c
     capsys.readouterr()
     resumed, again = run(settings(folder, keep=0, resume=True), pairs, pairs)
     out = capsys.readouterr().out
-    assert f"step-000005 is skipped: {SHARD} is not what was written" in out
-    assert "step-000004 is skipped: state.json is missing" in out
+    assert f"step-000005 is skipped: '{SHARD}' is not what was written" in out
+    assert "step-000004 is skipped: 'state.json' is missing" in out
     assert f"resuming {folder / 'run'} after step 2" in out
     assert_close(trained(whole), trained(resumed), rtol=0)
     assert [r["step"] for r in again] == [r["step"] for r in records] == [0, 1, 2, 3, 4, 5, 5]
@@ -98,7 +98,7 @@ def test_all_checkpoints_torn_is_an_error_that_names_each(folder, capsys):
     with pytest.raises(FileNotFoundError, match="--resume expects a whole checkpoint in"):
         run(settings(folder, keep=0, resume=True), pairs_of())
     out = capsys.readouterr().out
-    assert out.count(f"{SHARD} has {size} bytes, expected {size + 1}") == len(files) == 3
+    assert out.count(f"'{SHARD}' has {size} bytes, expected {size + 1}") == len(files) == 3
     assert len(read_records(folder / "run" / "metrics.jsonl")) == 5  # as they were
 
 

@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     folder = save_training_state(tmp_path, model, optimizer, 1, CONFIG)
     with pytest.raises(ValueError, match=r"--beta was 0.1, is 0.2"):
         load_training_state(tmp_path, *policy_and_optimizer(), {**CONFIG, "beta": 0.2})
-    with pytest.raises(ValueError, match=r"trained tensor \S+lora_A does not fit"):
+    with pytest.raises(ValueError, match=r"trained tensor '\S+lora_A' does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(rank=2), CONFIG)
     file = folder / "shard-00000-of-00001.safetensors"
     tensors = load_file(file)
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][file.name] = describe(file)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=f"trained tensor {lost} does not fit"):
+    with pytest.raises(ValueError, match=f"trained tensor '{lost}' does not fit"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
 
 
