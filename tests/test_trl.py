@@ -104,7 +104,7 @@ def load_ours(config: train.TrainConfig, spread: float) -> tuple[Transformer, li
     tokenizer = load_tokenizer(config.model)
     chat_format, _ = detect_chat_format(config.model, tokenizer)
     model = train.build_policy(config, torch.float32, "cpu")
-    pairs, _ = train.load_pairs(config, tokenizer, chat_format, model.config)
+    pairs, _ = train.load_pairs(config, tokenizer, chat_format)
     generator = torch.Generator().manual_seed(5)
     for _, layer in lora_layers(model):
         layer.lora_B.data += spread * torch.randn(layer.lora_B.shape, generator=generator)
@@ -314,7 +314,7 @@ def test_random_model(name: str, small_dir: Path, tmp_path: Path) -> None:
     check_logps(case, trainer, model, pairs)
 
     Path(config.out_dir).mkdir()
-    train.train(config, model, pairs, [], Path(config.out_dir))
+    train.train(config, model, pairs, [], Path(config.out_dir), "cpu")
     ours = read_run(config)
     check_runs(case, ours, train_theirs(trainer, config))
     assert max(record["grad_norm"] for record in ours) > config.max_grad_norm
