@@ -14,8 +14,10 @@ A prompt file has one prompt a line (.txt), or one object a line (.jsonl, .jsonl
      "tokens": [count, ...], "logps": [sum over the tokens, at temperature 1, ...],
      "finish_reasons": ["stop" or "length", ...]}
 
-Counts and logps include the end-of-turn token. A completion depends on the model, its prompt,
---seed, the prompt's index and the completion's number alone: --n 8 has the completions of --n 4.
+Counts and logps include the end-of-turn token; --reference_logps adds those of the model without
+its adapter. A completion depends on the model, its prompt, --seed, the prompt's index and the
+completion's number alone: --n 8 has the completions of --n 4. Rows are written as they finish; the
+same command goes on where it was stopped.
 """
 
 import contextlib
@@ -26,24 +28,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
+from torch import Tensor
 
-from data.chat import ChatFormat, Message, detect_chat_format, encode_prompt, stop_ids
-from data.prompts import (
-    Prompt,
-    completion_text,
-    prompt_lines,
-    read_prompts,
-    text_prompt,
-    with_system,
-)
+from data.chat import ChatFormat, Message, detect_chat_format, encode_prompt
+from data.prompts import Prompt, Replies, prompt_lines, read_prompts, text_prompt, with_system
 from data.tokenizer import REPLACEMENT, Tokenizer, load_tokenizer
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES, save_model
 from model.config import parse_config
-from model.generate import Completion, Sampling, check_prompt, completion_seeds, generate
+from model.generate import Completion, check_prompt, generate
 from model.run import choose_device, run_main
+from model.samples import Drawing, complete, describe_completions, write_samples
+from model.sampling import Sampling, completion_seeds
 from model.transformer import Transformer
 
 
@@ -68,6 +65,7 @@ class SampleConfig:
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     cache_gb: float = 1.0  # memory for keys and values; it bounds what is generated at a time
     shard: bool = False  # under torchrun: share the weights among the ranks; else each has a copy
+    reference_logps: bool = False  # rows get log-probabilities without the adapter too
     out: str | None = None  # JSONL file for the results
 
 
@@ -78,7 +76,7 @@ def main() -> None:
     tokenizer = load_tokenizer(config.model)
     asked = None if config.chat_format == "auto" else config.chat_format
     chat_format, reason = detect_chat_format(config.model, tokenizer, asked)
-    note(f"chat format: {chat_format.name} ({reason})")
+    parallel.note(f"chat format: {chat_format.name} ({reason})")
     exact = "float32" if config.merge_to is not None else None  # bfloat16 rounds an adapter away
     with contextlib.redirect_stdout(sys.stderr if parallel.is_main() else sys.stdout):
         device, dtype = choose_device(config.device, config.dtype or exact)
@@ -86,22 +84,22 @@ def main() -> None:
     if config.merge_to is not None:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         save_model(model, config.merge_to, tokenizer.files, **ids)
-        note(f"merged model: {config.merge_to}")
+        parallel.note(f"merged model: {config.merge_to}")
     if prompts is None and config.merge_to is not None:
         return
     sampler = Sampler(model, tokenizer, chat_format, config, sampling)
     if prompts is None:
         chat(sampler)
         return
-    encoded = [sampler.encode(prompt) for prompt in prompts]
     if config.out is not None:
-        with parallel.in_lockstep(model):
-            write_samples(sampler, prompts, encoded, Path(config.out))
-        join_samples(len(prompts), Path(config.out))
+        reference = None
+        if config.reference_logps:
+            reference = load_policy(config.model, None, dtype, device)
+        sampler.write(prompts, Path(config.out), reference)
     elif len(prompts) == config.n == 1:
-        stream(sampler, encoded[0], 0)
+        stream(sampler, sampler.encode(prompts[0]), 0)
     else:
-        for row in sampler.rows(prompts, encoded):
+        for row in sampler.rows(prompts):
             print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
@@ -121,6 +119,10 @@ def check_config(config: SampleConfig) -> Sampling:
         raise ValueError("--shard needs more than one rank; start sample.py with torchrun")
     if parallel.world_size() > 1 and config.out is None and config.merge_to is None:
         raise ValueError("under torchrun sample.py expects --out FILE, and prompts")
+    if config.reference_logps and (config.adapter is None or config.out is None):
+        raise ValueError("--reference_logps is for an --adapter, and goes into the rows of --out")
+    if config.reference_logps and config.shard:
+        raise ValueError("--reference_logps and --shard exclude each other")
     if config.cache_gb <= 0:
         raise ValueError(f"--cache_gb expects a number above 0, got {config.cache_gb}")
     if "" in config.stop:
@@ -145,12 +147,6 @@ def check_config(config: SampleConfig) -> Sampling:
         raise ValueError(f"--out {config.out} would overwrite --prompts; pass another file")
     completion_seeds(config.seed, 0, 1)
     return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
-
-
-def note(text: str) -> None:
-    """For the reader, not for the pipe."""
-    if parallel.is_main():
-        print(text, file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -190,10 +186,17 @@ class Sampler:
         sampling: Sampling,
     ) -> None:
         self.model, self.tokenizer, self.chat_format = model, tokenizer, chat_format
-        self.config, self.sampling = config, sampling
-        self.stop_ids = stop_ids(chat_format, tokenizer)
-        # A stop string lies in the last tokens: each adds at least a byte, but for special ones.
-        self.tail = 8 + max((len(text.encode()) for text in config.stop), default=0)
+        self.config = config
+        self.replies = Replies(chat_format, tokenizer, config.stop)
+        self.find_stop = self.replies.find_stop if config.stop else None
+        self.drawing = Drawing(
+            config.n,
+            config.max_new_tokens,
+            sampling,
+            config.seed,
+            self.replies.stop_ids,
+            config.stop,
+        )
 
     @property
     def positions(self) -> int:
@@ -208,99 +211,55 @@ class Sampler:
         check_prompt(self.model, ids, prompt.where)
         return ids
 
-    def draw(
-        self,
-        prompts: list[list[int]],
-        seeds: list[int],
-        on_token: Callable[[int, int], object] | None,
-    ) -> Iterator[Completion]:
-        return generate(
-            self.model,
-            prompts,
-            seeds,
-            self.config.max_new_tokens,
-            self.sampling,
-            self.stop_ids,
-            self.is_stopped if self.config.stop else None,
-            on_token,
-            int(self.config.cache_gb * 1e9),
+    def write(self, prompts: list[Prompt], out: Path, reference: Transformer | None) -> None:
+        """One JSON line for each prompt, as soon as its completions are there."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        records = [{"prompt": prompt.record} for prompt in prompts]
+        budget = int(self.config.cache_gb * 1e9)
+        with parallel.in_lockstep(self.model):
+            write_samples(
+                self.model,
+                encoded,
+                self.drawing,
+                out,
+                self.replies.text,
+                self.find_stop,
+                records,
+                reference,
+                budget,
+            )
+        parallel.note(f"{len(prompts)} prompts: {out}")
+
+    def rows(self, prompts: list[Prompt]) -> Iterator[dict]:
+        """One row of results for each prompt, in their order."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        budget, waiting = int(self.config.cache_gb * 1e9), {}
+        drawn = complete(
+            self.model, encoded, range(len(prompts)), self.drawing, self.find_stop, budget, False
         )
+        following = 0
+        for index, completions in drawn:
+            waiting[index] = completions
+            while following in waiting:
+                row = describe_completions(waiting.pop(following), self.replies.text)
+                yield {"index": following, "prompt": prompts[following].record} | row
+                following += 1
 
-    def is_stopped(self, ids: list[int]) -> bool:
-        text = self.tokenizer.decode_continuation(ids[-self.tail :])
-        return any(stop in text for stop in self.config.stop)
-
-    def text(self, ids: list[int]) -> str:
-        """What a completion says: without its end-of-turn token, cut before a stop string."""
-        if ids and ids[-1] in self.stop_ids:
-            ids = ids[:-1]
-        text = completion_text(ids, self.chat_format, self.tokenizer)
-        cuts = [text.index(stop) for stop in self.config.stop if stop in text]
-        return text[: min(cuts, default=None)]
-
-    def rows(
-        self,
-        prompts: list[Prompt],
-        encoded: list[list[int]],
-        on_token: Callable[[int, int], object] | None = None,
-    ) -> Iterator[dict]:
-        """One row of results for each prompt of this rank's share, as they finish."""
-        n, own = self.config.n, parallel.share(len(prompts))
-        repeated = [encoded[i] for i in own for _ in range(n)]
-        seeds = [seed for i in own for seed in self.seeds(i)]
-        drawn = self.draw(repeated, seeds, on_token)
-        for index in own:
-            completions = [next(drawn) for _ in range(n)]
-            yield {
-                "index": index,
-                "prompt": prompts[index].record,
-                "completions": [self.text(completion.ids) for completion in completions],
-                "tokens": [len(completion.ids) for completion in completions],
-                "logps": [completion.logps for completion in completions],
-                "finish_reasons": [completion.finish_reason for completion in completions],
-            }
-
-    def seeds(self, index: int) -> list[int]:
-        return completion_seeds(self.config.seed, index, self.config.n)
-
-
-def write_samples(
-    sampler: Sampler, prompts: list[Prompt], encoded: list[list[int]], out: Path
-) -> None:
-    """One JSON line for each prompt, as soon as its completions are there; Ctrl-C keeps them."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    done, total = 0, len(parallel.share(len(prompts)))
-    hide = not parallel.is_main()
-    bar = tqdm(unit=" tokens", desc=f"0/{total}", disable=hide)
-    with part_file(out, parallel.rank()).open("w", encoding="utf-8") as file, bar:
-        try:
-            for row in sampler.rows(prompts, encoded, lambda *_: bar.update()):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                done += 1
-                bar.set_description(f"{done}/{total} prompts")
-        except KeyboardInterrupt:
-            note(f"\nstopped by Ctrl-C: {done} of {total} prompts are in {file.name}")
-            raise SystemExit(130) from None
-
-
-def part_file(out: Path, rank: int) -> Path:
-    """Where a rank writes: the file itself where there is one rank."""
-    return out if parallel.world_size() == 1 else out.with_name(f"{out.name}.rank-{rank}")
-
-
-def join_samples(prompts: int, out: Path) -> None:
-    """The rows of all ranks in one file, in the order of the prompts."""
-    ranks = parallel.world_size()
-    parallel.any_rank(False)  # all have written
-    if ranks > 1 and parallel.is_main():
-        parts = [part_file(out, rank) for rank in range(ranks)]
-        with contextlib.ExitStack() as stack, out.open("w", encoding="utf-8") as whole:
-            rows = [stack.enter_context(part.open(encoding="utf-8")) for part in parts]
-            whole.writelines(next(rows[index % ranks]) for index in range(prompts))
-        for part in parts:
-            part.unlink()
-    note(f"{prompts} prompts: {out}")
+    def draw(
+        self, ids: list[int], index: int, on_tokens: Callable[[list[int], Tensor], object]
+    ) -> Completion:
+        """One completion of a prompt, told token by token."""
+        [(_, completion)] = generate(
+            self.model,
+            [ids],
+            completion_seeds(self.config.seed, index, 1),
+            self.config.max_new_tokens,
+            self.drawing.sampling,
+            self.replies.stop_ids,
+            self.find_stop,
+            on_tokens,
+        )
+        return completion
 
 
 # ------------------------------------------------------------------------------------------------
@@ -318,14 +277,15 @@ class Printer:
         self.ids: list[int] = []
         self.text = ""  # printed so far
 
-    def add(self, index: int, token: int) -> None:
-        self.ids.append(token)
-        text = self.sampler.text(self.ids).rstrip(REPLACEMENT)
+    def add(self, indices: list[int], tokens: Tensor) -> None:
+        """Of one completion."""
+        self.ids += tokens.tolist()
+        text = self.sampler.replies.text(self.ids).rstrip(REPLACEMENT)
         self.write(text[: len(text) - self.held_back(text)])
 
     def held_back(self, text: str) -> int:
         """Length of the longest end of the text with which a stop string may begin."""
-        starts = [stop[:i] for stop in self.sampler.config.stop for i in range(1, len(stop))]
+        starts = [stop[:i] for stop in self.sampler.replies.stop for i in range(1, len(stop))]
         return max((len(start) for start in starts if text.endswith(start)), default=0)
 
     def write(self, text: str) -> None:
@@ -336,7 +296,7 @@ class Printer:
 
     def finish(self) -> str:
         """Print what was held back, and end the line; out: the whole text."""
-        text = self.sampler.text(self.ids)
+        text = self.sampler.replies.text(self.ids)
         self.write(text)
         self.file.write("\n")
         self.file.flush()
@@ -347,7 +307,7 @@ def stream(sampler: Sampler, ids: list[int], index: int) -> str:
     """One completion, printed as it is drawn; Ctrl-C ends it. out: its text."""
     printer = Printer(sampler, sys.stdout)
     with contextlib.suppress(KeyboardInterrupt):
-        list(sampler.draw([ids], sampler.seeds(index)[:1], printer.add))
+        printer.ids = sampler.draw(ids, index, printer.add).ids  # nothing behind a stop text
     return printer.finish()
 
 
@@ -355,7 +315,7 @@ def chat(sampler: Sampler) -> None:
     """A conversation of many turns."""
     with contextlib.suppress(ImportError):  # line editing, where Python has it
         import readline  # noqa: F401
-    note("Ctrl-D or /exit ends the chat, Ctrl-C an answer.")
+    parallel.note("Ctrl-D or /exit ends the chat, Ctrl-C an answer.")
     history: list[Message] = []
     turn = 0
     while (said := ask()) is not None:
@@ -364,7 +324,7 @@ def chat(sampler: Sampler) -> None:
         history.append({"role": "user", "content": said})
         history, ids = fit(sampler, history)
         if len(ids) >= sampler.positions:
-            note(f"this message is longer than the model's {sampler.positions} positions")
+            parallel.note(f"this message is longer than the model's {sampler.positions} positions")
             history.pop()
             continue
         answer = stream(sampler, ids, turn)
@@ -404,7 +364,7 @@ def fit(sampler: Sampler, history: list[Message]) -> tuple[list[Message], list[i
         room = sampler.positions - len(ids)
         if len(history) == 1 or room >= min(config.max_new_tokens, sampler.positions // 4):
             return history, ids
-        note("(the conversation is long: its oldest turn is forgotten)")
+        parallel.note("(the conversation is long: its oldest turn is forgotten)")
         history = history[2:]
 
 

@@ -47,7 +47,7 @@ from model.checkpoint import (
     save_model,
 )
 from model.config import parse_config, to_json
-from model.generate import completion_seeds, generate
+from model.generate import generate
 from model.logbook import (
     Means,
     Metrics,
@@ -74,6 +74,7 @@ from model.run import (
     run_main,
     write_run_config,
 )
+from model.sampling import completion_seeds
 from model.training_state import (
     checkpoints,
     flush,
@@ -599,10 +600,10 @@ def print_answers(
     prompts = [list(ids) for ids in distinct if len(ids) <= room][: config.sample_prompts]
     seeds = [completion_seeds(config.seed, i, 1)[0] for i in range(len(prompts))]
     stops = stop_ids(chat_format, tokenizer)
-    answers = generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    answers = dict(generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops))
+    for i, prompt in enumerate(prompts):
         text = f"{tokenizer.decode(prompt).strip()} "
-        text += completion_text(answer.ids, chat_format, tokenizer)
+        text += completion_text(answers[i].ids, chat_format, tokenizer)
         print(f"\n--- a held-out prompt and the policy's answer\n{text}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.chat import ChatFormat, Message
+from data.chat import ChatFormat, Message, stop_ids
 from data.rows import check_text, check_turns, open_binary, read_rows
 from data.tokenizer import Tokenizer, decode_text
 
@@ -75,6 +75,29 @@ def with_system(prompt: Prompt, system: str | None) -> Prompt:
         return prompt
     messages = [{"role": "system", "content": system}, *prompt.messages]
     return Prompt(messages, prompt.where, prompt.record)
+
+
+class Replies:
+    """How drawn ids become a text, and where a completion ends: end-of-turn tokens, stop texts."""
+
+    def __init__(
+        self, chat_format: ChatFormat, tokenizer: Tokenizer, stop: tuple[str, ...] = ()
+    ) -> None:
+        self.chat_format, self.tokenizer, self.stop = chat_format, tokenizer, stop
+        self.stop_ids = stop_ids(chat_format, tokenizer)
+
+    def find_stop(self, ids: Sequence[int]) -> bool:
+        """Whether a stop text has been written."""
+        text = self.tokenizer.decode_continuation(ids)
+        return any(stop in text for stop in self.stop)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What a completion says: without its end-of-turn token, cut before a stop text."""
+        if ids and ids[-1] in self.stop_ids:
+            ids = ids[:-1]
+        text = completion_text(ids, self.chat_format, self.tokenizer)
+        cuts = [text.index(stop) for stop in self.stop if stop in text]
+        return text[: min(cuts, default=None)]
 
 
 def completion_text(ids: Sequence[int], chat_format: ChatFormat, tokenizer: Tokenizer) -> str:

@@ -1,4 +1,4 @@
-"""Attention over packed segments, and the cache of keys and values that generation grows.
+"""Attention over packed segments: many sequences in one row, without padding.
 
 A packed row holds many completions without padding. A segment `(start, stop, prefix_start,
 prefix_stop)` says who sees whom: the queries [start, stop) attend causally to themselves and fully
@@ -22,8 +22,6 @@ Segment = tuple[int, int, int, int]
 
 MASKED_ROWS = 256  # a masked block has at most so many: beyond, what the mask hides costs too much
 VARLEN_HEAD_SIZE = 256  # of flash attention, at most
-SLOTS = 64  # a cache is read in multiples of this many positions, so that sums keep their order
-BLOCK = 128  # and its values are summed over so many at a time: MKL splits sums of over 192
 
 
 @dataclass(frozen=True)
@@ -234,11 +232,7 @@ def scaled_dot_product(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False
 ) -> Tensor:
     """(B, H, Lq, E), (B, K, Lk, E) x 2 -> (B, H, Lq, E): each key head serves H / K query heads."""
-    B, H, Lq, E = query.shape
-    repeats = H // key.shape[1]
-    if repeats > 1 and Lq == 1:  # one new token: its heads stand as rows before their key head
-        query = query.reshape(B, H // repeats, repeats, E)
-        return F.scaled_dot_product_attention(query, key, value, mask).reshape(B, H, 1, E)
+    repeats = query.shape[1] // key.shape[1]
     if repeats > 1:  # by copy: the grouped form takes a slow path on CPU
         key = key.repeat_interleave(repeats, dim=1)  # (B, H, Lk, E)
         value = value.repeat_interleave(repeats, dim=1)
@@ -251,114 +245,3 @@ def causal_mask(Lq: int, Lk: int, window: int | None, device: torch.device) -> T
     if window is not None:
         mask = mask.triu(Lk - Lq - window + 1)
     return mask
-
-
-def round_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
-class KVCache:
-    """Keys and values of B sequences, each with its own length, at most `capacity` tokens."""
-
-    def __init__(
-        self,
-        num_layers: int,
-        batch: int,
-        capacity: int,
-        key_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        shape = (num_layers, batch, key_heads, round_up(capacity, SLOTS), head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, K, S, E)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # tokens already held
-        self.longest = 0  # of the lengths, on the host
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    def positions(self, T: int) -> Tensor:
-        """(B, T): where the next T tokens of each sequence will lie."""
-        return self.lengths[:, None] + torch.arange(T, device=self.lengths.device)
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None
-    ) -> Tensor:
-        """Store the new keys and values of a layer and attend to all that it holds.
-
-        query: (B, T, H, E), key and value: (B, T, K, E); out: (B, T, H, E)
-        """
-        B, T = query.shape[:2]
-        S = round_up(self.longest + T, SLOTS)
-        assert S <= self.capacity, f"{self.longest} + {T} tokens in a cache of {self.capacity}"
-        positions = self.positions(T)  # (B, T)
-        rows = torch.arange(B, device=query.device)[:, None]  # (B, 1)
-        self.keys[layer][rows, :, positions] = key
-        self.values[layer][rows, :, positions] = value
-
-        slots = torch.arange(S, device=query.device)  # (S,)
-        seen = slots <= positions[:, :, None]  # (B, T, S)
-        if window is not None:
-            seen &= slots > positions[:, :, None] - window
-        keys, values = self.keys[layer, :, :, :S], self.values[layer, :, :, :S]  # (B, K, S, E)
-        if T == 1 and query.device.type == "cpu":
-            return attend_new_token(query[:, 0], keys, values, seen[:, 0])[:, None]
-        query = query.transpose(1, 2)  # (B, H, T, E)
-        return scaled_dot_product(query, keys, values, seen[:, None]).transpose(1, 2)
-
-    def advance(self, T: int) -> None:
-        """Count T new tokens in every sequence, once all layers have stored them."""
-        self.lengths += T
-        self.longest += T
-
-    def put(self, rows: slice, source: "KVCache") -> None:
-        """Copy the one sequence of `source` into each of the rows."""
-        length = source.longest
-        self.keys[:, rows, :, :length] = source.keys[:, :, :, :length]
-        self.values[:, rows, :, :length] = source.values[:, :, :, :length]
-        self.lengths[rows] = length
-        self.longest = max(self.longest, length)
-
-    def keep(self, rows: list[int], batch: int) -> None:
-        """Shrink to `batch` sequences: row i takes the sequence of rows[i] >= i, the rest is empty.
-
-        In place: only the sequences that change their row are copied.
-        """
-        targets = [i for i, row in enumerate(rows) if row != i]
-        sources = [rows[i] for i in targets]
-        assert all(row >= len(rows) for row in sources), f"{rows}: a sequence would be overwritten"
-        for tensor in (self.keys, self.values):
-            tensor[:, targets] = tensor[:, sources]
-        lengths = self.lengths[rows]
-        self.keys, self.values = self.keys[:, :batch], self.values[:, :batch]
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=lengths.device)
-        self.lengths[: len(rows)] = lengths
-        self.longest = int(lengths.max())
-
-
-def attend_new_token(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """One query for each sequence of a batch on CPU, in float32 or wider.
-
-    The result does not depend, to the last bit, on how many slots or sequences are read beside it:
-    the values are summed block by block, in order, and slots not seen add zeros. The fused
-    attention of the library does depend on it.
-
-    query: (B, H, E), keys and values: (B, K, S, E), seen: (B, S) bool; out: (B, H, E)
-    """
-    B, H, E = query.shape
-    K, S = keys.shape[1:3]
-    wide = torch.promote_types(query.dtype, torch.float32)
-    rows = (query.to(wide) * E**-0.5).view(B * K, H // K, E)
-    keys = keys.flatten(0, 1).to(wide)  # (B * K, S, E)
-    values = values.flatten(0, 1).to(wide)
-    scores = torch.bmm(rows, keys.transpose(1, 2)).view(B, K, H // K, S)
-    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
-    weights = scores.softmax(dim=-1).view(B * K, H // K, S)
-    out = torch.bmm(weights[..., :BLOCK], values[:, :BLOCK])
-    for start in range(BLOCK, S, BLOCK):
-        block = slice(start, start + BLOCK)
-        out = torch.baddbmm(out, weights[..., block], values[:, block])
-    return out.view(B, H, E).to(query.dtype)

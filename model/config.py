@@ -167,9 +167,10 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def field_comments(config_class: type) -> dict[str, str]:
-    """The comment that ends each field's line in the source."""
+    """The comment that ends each field's line in the source, inherited fields included."""
     pattern = re.compile(r"^    (\w+):[^#\n]*#\s*(.*)$", re.MULTILINE)
-    return dict(pattern.findall(inspect.getsource(config_class)))
+    classes = [c for c in reversed(config_class.__mro__) if dataclasses.is_dataclass(c)]
+    return {name: text for c in classes for name, text in pattern.findall(inspect.getsource(c))}
 
 
 def help_text(config_class: type) -> str:

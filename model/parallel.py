@@ -64,6 +64,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def note(text: str) -> None:
+    """For the reader, not for the pipe."""
+    if is_main():
+        print(text, file=sys.stderr)
+
+
 def local_rank() -> int:
     """The number of this rank on its node."""
     return int(os.environ.get("LOCAL_RANK", 0))

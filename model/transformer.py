@@ -3,7 +3,8 @@
 One forward in three forms:
 
     model(input_ids (B, T))               -> logits (B, T, V)  the plain definition
-    model(input_ids (B, T), cache=cache)  -> logits (B, V)     of the last position: generation
+    model(input_ids (B, T), cache=cache)  -> logits (B, V)     of the last position: generation,
+                                             a prompt (1, T) or one new token (B, 1) for each row
     model(batch=packed)                   -> TokenStats (C,)   of the completion tokens alone
 
 Differences from the published code: none in the numbers; the rotary tables are computed from the
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import KVCache, Plan, Segment, attend, attend_batch, plan_attention
+from model.attention import Plan, Segment, attend, attend_batch, plan_attention
+from model.cache import PagedCache, PromptKeys
 from model.logps import HeadOptions, TokenStats, token_logps
 
 
@@ -64,8 +66,20 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        if x.dim() == 3 and x.shape[1] == 1 and x.device.type == "cpu":
+            return linear_of_few(x[:, 0], weight, bias)[:, None]
+        return F.linear(x, weight, bias)
+
+
+def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of (B, D), one new token for each of B sequences, on CPU.
+
+    The weight stands on the left: so MKL takes 0.7 of the time at 16 to 64 rows.
+    """
+    out = torch.mm(weight, x.t()).t()  # (O, D) x (D, B) -> (O, B) -> (B, O)
+    return out if bias is None else out + bias
 
 
 class RMSNorm(nn.Module):
@@ -177,7 +191,7 @@ class Context:
     cos: Tensor  # (..., 1, E)
     sin: Tensor  # (..., 1, E)
     plan: Plan | None = None  # packed form
-    cache: KVCache | None = None  # generation
+    cache: PagedCache | PromptKeys | None = None  # generation
 
 
 class Attention(nn.Module):
@@ -270,7 +284,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: PagedCache | PromptKeys | None = None,
         batch: PackedBatch | None = None,
     ) -> Tensor | TokenStats:
         """See the head of this file.
@@ -286,16 +300,16 @@ class Transformer(nn.Module):
         if cache is None:
             positions = torch.arange(T, device=input_ids.device).expand(B, T)
             return self.lm_head(self.hidden_states(input_ids, positions))  # (B, T, V)
-        hidden = self.hidden_states(input_ids, cache.positions(T), cache=cache)
-        cache.advance(T)
-        return self.lm_head(hidden[:, -1])  # (B, V)
+        hidden = self.hidden_states(input_ids, cache.positions(input_ids), cache=cache)
+        cache.advance()
+        return self.lm_head(hidden[:, -1:])[:, 0]  # (B, V)
 
     def hidden_states(
         self,
         input_ids: Tensor,
         positions: Tensor,
         segments: list[Segment] | None = None,
-        cache: KVCache | None = None,
+        cache: PagedCache | PromptKeys | None = None,
     ) -> Tensor:
         """(...) ids at (...) positions -> (..., D), after the final norm."""
         x = self.embed_tokens(input_ids)
@@ -320,15 +334,15 @@ class Transformer(nn.Module):
             layer.self_attn.attend = torch.compiler.disable(attend)
             layer.compile(dynamic=True)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` sequences of at most `capacity` tokens."""
+    def new_cache(self, pages: int) -> PagedCache:
+        """An empty cache of so many pages."""
         config, weight = self.config, self.embed_tokens.weight
-        return KVCache(
+        return PagedCache(
             config.num_hidden_layers,
-            batch,
-            capacity,
+            config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
+            pages,
             self.compute_dtype or weight.dtype,
             weight.device,
         )

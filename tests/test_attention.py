@@ -1,4 +1,4 @@
-"""Attention over segments, batches and the cache, against its definition in float64.
+"""Attention over segments and batches, against its definition in float64.
 
 The definition has one explicit (query, key) mask and whole softmax rows; positions of keys and
 queries say who sees whom. pytest tests/test_attention.py
@@ -10,11 +10,9 @@ from torch import Tensor
 
 from model import attention
 from model.attention import (
-    KVCache,
     Sequences,
     attend,
     attend_batch,
-    attend_new_token,
     causal_mask,
     plan_attention,
     plan_blocks,
@@ -159,88 +157,3 @@ def test_causal_mask_by_hand():
     """Two queries at positions 2 and 3 of four, a window of 2."""
     expected = [[False, True, True, False], [False, False, True, True]]
     assert causal_mask(2, 4, 2, torch.device("cpu")).tolist() == expected
-
-
-# ------------------------------------------------------------------------------------------------
-# the cache
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("window", [None, 1, 7, 70])
-@pytest.mark.parametrize("heads", HEADS)
-def test_cache_goes_on_where_each_sequence_ends(heads, window, dtype):
-    """Prompts of 61 and 3 tokens, put into rows 0-1 and 2 of a cache, then five tokens each: over
-    the first 64 slots, and a sequence given up on the way."""
-    K = heads[1]
-    lengths, rows = (61, 3), (slice(0, 2), slice(2, 3))
-    sequences = [random_qkv(80, heads=heads, dtype=dtype, seed=s) for s in range(2)]
-    cache = KVCache(2, 3, 100, K, 8, dtype, "cpu")
-    for length, row, sequence in zip(lengths, rows, sequences, strict=True):
-        prompt = KVCache(2, 1, length, K, 8, dtype, "cpu")
-        query, key, value = (x[None, :length] for x in sequence)
-        out = [prompt.attend(layer, query, key, value, window) for layer in range(2)]
-        prompt.advance(length)
-        check(out[1][0], sequence, 0, length, window)
-        cache.put(row, prompt)
-    of_row = [0, 0, 1]
-    for step in range(5):
-        if step == 2:
-            cache.keep([0, 2], 2)
-            of_row = [0, 1]
-        now = [lengths[s] + step for s in of_row]
-        assert cache.lengths.tolist() == now and cache.longest == max(now)
-        new = [
-            [sequences[s][i][n : n + 1] for s, n in zip(of_row, now, strict=True)] for i in range(3)
-        ]
-        out = [cache.attend(layer, *map(torch.stack, new), window) for layer in range(2)]
-        cache.advance(1)
-        for b, (s, n) in enumerate(zip(of_row, now, strict=True)):
-            check(out[1][b], sequences[s], n, n + 1, window)
-
-
-def check(out: Tensor, sequence: list[Tensor], start: int, stop: int, window: int | None) -> None:
-    """The queries [start, stop) of a sequence over all its keys so far."""
-    query, key, value = sequence
-    seen = sees(torch.arange(start, stop), torch.arange(stop), window)
-    expected = attention_ref(query[start:stop], key[:stop], value[:stop], seen)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=TOLERANCE[out.dtype])
-
-
-def test_cache_keeps_rows_in_place():
-    """Rows 0 and 3 of four go on: 3 moves to place 1; a padding row is empty."""
-    cache = KVCache(1, 4, 64, 1, 2, torch.float32, "cpu")
-    cache.keys += torch.arange(4)[:, None, None, None]
-    cache.lengths += torch.tensor([5, 9, 9, 7])
-    cache.keep([0, 3], 3)
-    assert cache.keys[0, :2, 0, 0, 0].tolist() == [0, 3]
-    assert cache.lengths.tolist() == [5, 7, 0] and cache.longest == 7
-    with pytest.raises(AssertionError, match="overwritten"):
-        cache.keep([1, 0], 2)
-
-
-def test_a_full_cache_is_our_mistake():
-    cache = KVCache(1, 1, 64, 1, 2, torch.float32, "cpu")
-    cache.advance(64)
-    with pytest.raises(AssertionError, match="64 \\+ 1 tokens in a cache of 64"):
-        cache.attend(0, *(torch.zeros(1, 1, 1, 2),) * 3, None)
-
-
-@pytest.mark.parametrize("heads, E", [((9, 3), 64), ((8, 8), 8), ((8, 2), 128), ((6, 1), 16)])
-def test_a_new_token_does_not_feel_its_neighbours(heads, E):
-    """Bit for bit the same with 8 or 16 sequences, in any row, however many slots are read."""
-    H, K = heads
-    generator = torch.Generator().manual_seed(0)
-    for length in (3, 64, 150, 300, 513):
-        query = torch.randn(16, H, E, generator=generator)
-        keys, values = torch.randn(2, 16, K, 704, E, generator=generator)
-        lengths = torch.randint(1, 704, (16,), generator=generator)
-        lengths[0] = length
-        results = []
-        for batch, row in ((8, 0), (8, 7), (16, 13)):
-            order = torch.arange(batch).roll(row)
-            for S in (-(-length // 64) * 64, 576, 704):
-                seen = torch.arange(S) < lengths[order, None]
-                seen[:, 0] = True
-                args = (query[order], keys[order][:, :, :S], values[order][:, :, :S], seen)
-                results.append(attend_new_token(*args)[row])
-        assert all(torch.equal(result, results[0]) for result in results)

@@ -23,10 +23,12 @@ import transformers
 import sample
 from data.chat import CHAT_FORMATS, bind_tokens
 from data.tokenizer import load_tokenizer
+from model import samples
 from model.adapter import save_adapter
 from model.checkpoint import init_weights, load_model, save_model
-from model.generate import Sampling, completion_seeds, generate
+from model.generate import generate
 from model.lora import add_lora, lora_layers
+from model.sampling import Sampling, completion_seeds
 from model.transformer import ModelConfig, Transformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,16 +107,9 @@ def test_results_are_those_of_generate(folder, run, tmp_path):
     assert [row["prompt"] for row in rows] == prompts
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-        drawn = list(
-            generate(
-                model,
-                [ids] * 3,
-                completion_seeds(7, i, 3),
-                40,
-                Sampling(top_k=50),
-                [tokenizer.eos_id],
-            )
-        )
+        seeds, sampling = completion_seeds(7, i, 3), Sampling(top_k=50)
+        by_number = dict(generate(model, [ids] * 3, seeds, 40, sampling, [tokenizer.eos_id]))
+        drawn = [by_number[number] for number in range(3)]
         assert row["completions"] == [tokenizer.decode_continuation(c.ids) for c in drawn]
         assert row["tokens"] == [len(c.ids) for c in drawn]
         assert row["logps"] == [c.logps for c in drawn]
@@ -168,7 +163,7 @@ def test_the_printer_holds_back_what_may_become_a_stop_string(folder):
     printer = sample.Printer(sampler, file)
     seen = []
     for token in tokenizer.encode_continuation("x 3 4 東") + tokenizer.encode_continuation("3 + 4"):
-        printer.add(0, token)
+        printer.add([0], torch.tensor([token]))
         seen.append(file.getvalue())
     assert not any("3 +" in text or "\ufffd" in text for text in seen)
     assert "x " in seen and "x 3 4 東" in seen and "x 3" not in seen
@@ -371,8 +366,8 @@ def test_a_long_chat_forgets_its_oldest_turns(chat, capsys):
 def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):
     add = sample.Printer.add
 
-    def interrupted(self, index, token):
-        add(self, index, token)
+    def interrupted(self, indices, tokens):
+        add(self, indices, tokens)
         if len(self.ids) == 3:
             raise KeyboardInterrupt
 
@@ -383,16 +378,33 @@ def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(chat, monkeypatch, capsys
 
 
 def test_ctrl_c_keeps_the_results_so_far(folder, run, tmp_path, monkeypatch, capsys):
-    """The first group of one completion is written, the second interrupted."""
-    drawn = sample.generate
+    """Interrupted behind the first completion; the same command draws the second one."""
+    drawn, flags = samples.generate, ("--model", folder, "--max_new_tokens", 5)
 
     def interrupted(*args):
         yield next(drawn(*args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "generate", interrupted)
-    out = tmp_path / "out.jsonl"
-    with pytest.raises(SystemExit) as end:
-        run("--model", folder, "--out", out, "--max_new_tokens", 5, stdin=b"Tom\nLily\n")
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    run(*flags, "--out", whole, stdin=b"Tom\nLily\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "generate", interrupted)
+        with pytest.raises(SystemExit) as end:
+            run(*flags, "--out", out, stdin=b"Tom\nLily\n")
     assert end.value.code == 130 and len(read_lines(out.read_text())) == 1
-    assert f"1 of 2 prompts are in {out}" in capsys.readouterr().err
+    assert "1 of 2 prompts" in capsys.readouterr().err
+    run(*flags, "--out", out, stdin=b"Tom\nLily\n")
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_reference_logps_are_those_of_the_model_without_its_adapter(folder, run, tmp_path):
+    """An adapter that changes nothing: both log-probabilities are the same, to 1e-4."""
+    add_lora(model := load_model(folder), 2, 4.0, ("q_proj",), seed=0)
+    save_adapter(model, tmp_path / "adapter", str(folder))
+    out = tmp_path / "out.jsonl"
+    flags = ("--model", folder, "--adapter", tmp_path / "adapter", "--n", 3)
+    run(*flags, "--out", out, "--reference_logps", "true", stdin=b"Tom\nLily\n")
+    for row in read_lines(out.read_text()):
+        assert row["reference_logps"] == pytest.approx(row["logps"], abs=1e-4)
+    with pytest.raises(ValueError, match="--reference_logps is for an --adapter"):
+        run("--model", folder, "--out", out, "--reference_logps", "true", stdin=b"Tom\n")
