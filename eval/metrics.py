@@ -30,26 +30,52 @@ def majority_vote(answers: Sequence[Hashable | None], truth: Hashable) -> float:
     return (truth in winners) / len(winners) if winners else 0.0
 
 
+def weighted_mean(values: Sequence[float] | Sequence[tuple[float, float]]) -> float:
+    """The mean of one value per problem, or of (value, weight) pairs."""
+    numbers, weights = split_weights(values)
+    return float((numbers * weights).sum() / weights.sum())
+
+
+def split_weights(
+    values: Sequence[float] | Sequence[tuple[float, float]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) values and (N,) weights, which are 1 where none are given."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim not in (1, 2) or len(array) == 0:
+        raise ValueError(f"expected one value per problem, got an array of shape {array.shape}")
+    if array.ndim == 1:
+        return array, np.ones(len(array))
+    numbers, weights = array.T
+    assert (weights > 0).all(), "a problem without weight does not count: leave it out"
+    return numbers, weights
+
+
 def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float] | Sequence[tuple[float, float]],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """(low, high): the percentile bootstrap of the mean (Efron 1979), one value per problem.
 
-    values: (N,), drawn N at a time with replacement. Never wider than the range of the values, and
-    too narrow below some 20 of them; values that are all equal give a width of 0.
+    values: (N,), or (N, 2) with weights; problems are drawn N at a time with replacement. Never
+    wider than the range of the values, and too narrow below some 20 of them; values that are all
+    equal give a width of 0.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"expected one value per problem, got an array of shape {array.shape}")
+    numbers, weights = split_weights(values)
     rng = np.random.default_rng(seed)
-    N = len(array)
-    means = [array[rng.integers(N, size=N)].mean() for _ in range(resamples)]
+    N, means = len(numbers), np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(N, size=N)
+        means[i] = (numbers[drawn] * weights[drawn]).sum() / weights[drawn].sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def paired_difference(
-    values: Sequence[float], baseline: Sequence[float], seed: int = 0
+    values: Sequence[float] | Sequence[tuple[float, float]],
+    baseline: Sequence[float] | Sequence[tuple[float, float]],
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """(difference of means, low, high) where both have one value for each of the same problems.
 
@@ -58,5 +84,8 @@ def paired_difference(
     """
     if len(values) != len(baseline):
         raise ValueError(f"expected the same problems, got {len(values)} and {len(baseline)}")
-    differences = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return float(differences.mean()), *bootstrap_interval(differences, seed=seed)
+    (ours, weights), (theirs, others) = split_weights(values), split_weights(baseline)
+    if not np.array_equal(weights, others):
+        raise ValueError("expected the same problems, got other weights")
+    pairs = list(zip(ours - theirs, weights, strict=True))
+    return weighted_mean(pairs), *bootstrap_interval(pairs, seed=seed)

@@ -113,7 +113,7 @@ def test_bad_files_end_with_one_message(
 
 def test_baseline_of_other_problems_is_refused(tmp_path: Path) -> None:
     score(tmp_path, COMPLETIONS, "a")
-    with pytest.raises(AssertionError, match="--baseline has other problems"):
+    with pytest.raises(AssertionError, match="on the same problems"):
         score(tmp_path, COMPLETIONS[:2], "b", "--baseline", str(tmp_path / "a"))
 
 

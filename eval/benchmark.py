@@ -1,0 +1,279 @@
+"""What all benchmarks share: read the problems, complete or read, score, write, show a table.
+
+A benchmark is a `Task`: prompts, a function that scores the completions of one problem, and one
+that makes of all scored problems a value per problem for each metric. OUT gets
+
+    summary.json   every metric with its 95% bootstrap interval over problems, the settings
+    items.jsonl    one problem a line: the verdict on each completion, and why
+    samples.jsonl  the completions, where they were drawn here; a run that was stopped goes on
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.chat import ChatFormat, detect_chat_format, encode_prompts
+from data.prompts import Replies
+from data.rows import read_rows
+from data.tokenizer import Tokenizer, load_tokenizer
+from eval.metrics import bootstrap_interval, paired_difference, weighted_mean
+from model import parallel
+from model.adapter import load_policy
+from model.checkpoint import DTYPES
+from model.generate import check_prompt
+from model.run import choose_device, write_text
+from model.samples import Drawing, write_samples
+from model.sampling import Sampling, completion_seeds
+
+Metrics = dict[str, Sequence[float] | Sequence[tuple[float, float]]]
+GENERATION = (  # flags that say how completions are drawn: unknown for those made elsewhere
+    "model", "adapter", "n", "temperature", "top_k", "top_p", "min_p", "max_new_tokens", "seed",
+    "chat_format", "dtype", "device", "cache_gb", "shard",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    model: str | None = None  # folder with the model to sample from
+    adapter: str | None = None  # folder with a LoRA adapter for it
+    samples: str | None = None  # score this samples file instead of sampling
+    data: str | None = None  # file of problems
+    limit: int | None = None  # only the first so many problems
+    n: int = 1  # completions per problem
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # draw from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # draw from the most probable tokens that hold this mass; 1: from all
+    min_p: float = 0.0  # draw from tokens this times as probable as the first; 0: from all
+    max_new_tokens: int = 512  # per completion
+    seed: int = 0  # of the sampling
+    chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
+    dtype: str | None = None  # float32, bfloat16 or float16; none: bfloat16 on CUDA, else float32
+    device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
+    cache_gb: float = 1.0  # memory for keys and values; it bounds what is generated at a time
+    shard: bool = False  # under torchrun: share the weights among the ranks; else each has a copy
+    out: str | None = None  # folder for the results
+    baseline: str | None = None  # results folder of another policy on the same problems
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question: what is asked, and how the answers are judged."""
+
+    name: str
+    problems: Sequence[Mapping]
+    prompts: Sequence[str]  # one for each problem
+    raw: bool  # the prompt is continued as it stands; else it is a user message of a chat
+    stop: tuple[str, ...]  # texts that end a completion
+    score: Callable[[Mapping, Sequence[str]], dict]  # a problem, its completions -> its item
+    metrics: Callable[[Sequence[Mapping]], Metrics]  # items -> a value (with weight) per problem
+
+
+def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
+    """From the flags to the results in OUT and the table; out: the items, on rank 0."""
+    check_config(config)
+    baseline = read_results(Path(config.baseline)) if config.baseline is not None else None
+    if baseline is not None:
+        check_baseline(config, baseline, task)
+    if config.samples is None:
+        write_completions(config, task)
+        if not parallel.is_main():
+            return []
+    samples = Path(config.samples or Path(config.out) / "samples.jsonl")
+    completions = read_completions(samples, len(task.problems))
+    rows = zip(task.problems, completions, strict=True)
+    items = [{"index": i} | task.score(*row) for i, row in enumerate(rows)]
+    values = task.metrics(items)
+    metrics = summarize(values)
+    if baseline is not None:
+        metrics |= differences(values, task.metrics(baseline[1]))
+    write_results(Path(config.out), task.name, settings_of(config, samples), items, metrics)
+    print_table(metrics)
+    print(f"{len(items)} problems, 95% intervals over problems; details in {config.out}")
+    return items
+
+
+def check_config(config: BenchmarkConfig) -> None:
+    """ValueError for flags out of range, missing, or contradicting each other."""
+    if config.out is None:
+        raise ValueError("--out expects a folder for the results, got none")
+    if (config.model is None) == (config.samples is None):
+        raise ValueError("expected either --model to sample from, or --samples to score")
+    if config.adapter is not None and config.model is None:
+        raise ValueError("--adapter needs --model, the model that it belongs to")
+    for flag in ("n", "limit", "max_new_tokens"):
+        if (value := getattr(config, flag)) is not None and value < 1:
+            raise ValueError(f"--{flag} expects 1 or more, got {value}")
+    if config.cache_gb <= 0:
+        raise ValueError(f"--cache_gb expects a number above 0, got {config.cache_gb}")
+    if config.dtype is not None and config.dtype not in DTYPES:
+        raise ValueError(f"--dtype expects one of {', '.join(DTYPES)}, got {config.dtype!r}")
+    if config.shard and parallel.world_size() == 1:
+        raise ValueError("--shard needs more than one rank; start it with torchrun")
+    if config.samples is not None and not Path(config.samples).is_file():
+        raise FileNotFoundError(f"--samples expects a file, got {config.samples}")
+    if config.model is not None and not Path(config.model).is_dir():
+        raise FileNotFoundError(f"--model expects a folder with config.json, got {config.model}")
+    completion_seeds(config.seed, 0, 1)
+    sampling_of(config)
+
+
+def sampling_of(config: BenchmarkConfig) -> Sampling:
+    return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
+
+
+# ------------------------------------------------------------------------------------------------
+# problems and completions
+
+
+def read_problems(
+    config: BenchmarkConfig, check: Callable[[Mapping, str], Mapping]
+) -> list[Mapping]:
+    """The first --limit rows of --data, each as `check(row, file:line)` gives it back."""
+    if config.data is None:
+        raise ValueError("--data expects a file of problems, got none")
+    path = Path(config.data)
+    if not path.is_file():
+        raise FileNotFoundError(f"--data expects a file, got {path}: no such file")
+    problems = []
+    for where, row in read_rows(path):
+        if config.limit is not None and len(problems) >= config.limit:
+            break
+        problems.append(check(row, where))
+    if not problems:
+        raise ValueError(f"{path}: no problem in it; pass --data FILE or a larger --limit")
+    return problems
+
+
+def write_completions(config: BenchmarkConfig, task: Task) -> None:
+    """Complete every prompt into OUT/samples.jsonl."""
+    device, dtype = choose_device(config.device, config.dtype)
+    tokenizer = load_tokenizer(config.model)
+    chat_format = choose_chat_format(config, task, tokenizer)
+    policy = load_policy(config.model, config.adapter, dtype, device, config.shard)
+    messages = [[{"role": "user", "content": prompt}] for prompt in task.prompts]
+    prompts = encode_prompts(messages, chat_format, tokenizer)
+    for i, prompt in enumerate(prompts):
+        check_prompt(policy, prompt, f"{config.data}, problem {i}")
+    replies = Replies(chat_format, tokenizer, task.stop)
+    drawing = Drawing(
+        config.n, config.max_new_tokens, sampling_of(config), config.seed, replies.stop_ids, task.stop
+    )  # fmt: skip
+    with parallel.in_lockstep(policy):
+        write_samples(
+            policy,
+            prompts,
+            drawing,
+            Path(config.out) / "samples.jsonl",
+            replies.text,
+            replies.find_stop if task.stop else None,
+            cache_bytes=int(config.cache_gb * 1e9),
+        )
+
+
+def choose_chat_format(config: BenchmarkConfig, task: Task, tokenizer: Tokenizer) -> ChatFormat:
+    """The checkpoint's own format, or none where the prompt is a text to be continued."""
+    if task.raw and config.chat_format != "auto":
+        raise ValueError(f"--chat_format {config.chat_format} has no meaning for a raw prompt")
+    asked = None if config.chat_format == "auto" else config.chat_format
+    found, reason = detect_chat_format(config.model, tokenizer, "none" if task.raw else asked)
+    print(f"chat format: {found.name} ({'a text to be continued' if task.raw else reason})")
+    return found
+
+
+def read_completions(path: Path, problems: int) -> list[list[str]]:
+    """The completions of each of the first `problems` rows of the data file."""
+    by_index: dict[int, list[str]] = {}
+    for where, row in read_rows(path):
+        index, texts = row.get("index"), row.get("completions")
+        if type(index) is not int or index < 0 or index in by_index:
+            raise ValueError(f"{where}: expected an index not yet seen, got {index!r}")
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{where}: expected `completions`, a list of texts")
+        by_index[index] = texts
+    missing = [index for index in range(problems) if index not in by_index]
+    if missing:
+        raise ValueError(
+            f"{path}: no completions for {len(missing)} of {problems} problems, the first is "
+            f"{missing[0]}; pass the --data they were made from, or --limit"
+        )
+    return [by_index[index] for index in range(problems)]
+
+
+# ------------------------------------------------------------------------------------------------
+# results
+
+
+def summarize(values: Metrics) -> dict[str, dict[str, float]]:
+    """name -> value, low, high: the (weighted) mean over problems and its 95% interval."""
+    metrics = {}
+    for name, per_problem in values.items():
+        low, high = bootstrap_interval(per_problem)
+        metrics[name] = {"value": weighted_mean(per_problem), "low": low, "high": high}
+    return metrics
+
+
+def read_results(folder: Path) -> tuple[dict, list[dict]]:
+    """(summary, items) that an earlier run left in a folder."""
+    for name in ("summary.json", "items.jsonl"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"--baseline expects the results folder of an earlier run; {folder} has no {name}"
+            )
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
+        raise ValueError(f"{folder / 'summary.json'}: expected the summary of an earlier run")
+    return summary, [row for _, row in read_rows(folder / "items.jsonl")]
+
+
+def check_baseline(config: BenchmarkConfig, baseline: tuple[dict, list[dict]], task: Task) -> None:
+    summary, items = baseline
+    here = (task.name, data_digest(config), len(task.problems))
+    there = (summary.get("task"), summary["settings"].get("data_sha256"), len(items))
+    if here != there:
+        raise ValueError(
+            f"--baseline {config.baseline}: expected results of {here[0]} on the same problems "
+            f"({here[2]} of --data {config.data}), got {there[0]} on {there[2]}, or of another file"
+        )
+
+
+def differences(values: Metrics, baseline: Metrics) -> dict[str, dict[str, float]]:
+    """Ours minus the baseline's, paired by problem, for each metric that both have."""
+    result = {}
+    for name in values:
+        if name in baseline and len(values[name]) == len(baseline[name]):
+            value, low, high = paired_difference(values[name], baseline[name])
+            result[f"{name} - baseline"] = {"value": value, "low": low, "high": high}
+    return result
+
+
+def data_digest(config: BenchmarkConfig) -> str:
+    return hashlib.sha256(Path(config.data).read_bytes()).hexdigest()
+
+
+def settings_of(config: BenchmarkConfig, samples: Path) -> dict:
+    """Every flag and the SHA-256 of data and completions; null: not known here."""
+    settings = asdict(config) | {"data_sha256": data_digest(config)}
+    settings["samples_sha256"] = hashlib.sha256(samples.read_bytes()).hexdigest()
+    return settings | (dict.fromkeys(GENERATION) if config.samples is not None else {})
+
+
+def write_results(
+    out: Path, task: str, settings: Mapping, items: Sequence[Mapping], metrics: Mapping
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    write_text(out / "items.jsonl", "".join(lines))
+    summary = {"task": task, "settings": settings, "problems": len(items), "metrics": metrics}
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    width = max(map(len, metrics))
+    print(f"{'':{width}}    value      low     high")
+    for name, row in metrics.items():
+        print(f"{name:{width}}  {row['value']:7.4f}  {row['low']:7.4f}  {row['high']:7.4f}")
