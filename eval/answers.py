@@ -1,0 +1,174 @@
+r"""The number that a worked solution ends in: found by ordered rules, compared by value.
+
+No command of its own; `python -m eval.gsm8k` reads every completion with it.
+
+Strict extraction is the number right behind the marker that the prompt asked for. Flexible
+extraction is the first of FLEXIBLE that finds a number. Both take the last match and not the first,
+which may belong to an exemplar that the policy recites. Numbers are exact fractions: 18.00 is 18,
+1,000 is 1000, $ and % do not count, and 23.33 is not 70/3. What follows from a number is bounded:
+one with more than MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is no answer.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from eval.latex import last_boxed
+from eval.metrics import majority_vote, pass_at_k
+
+MAX_DIGITS = 100
+MAX_EXPONENT = 99
+PAYLOAD = 200  # characters behind a marker in which its number is looked for
+
+# A minus is a sign where nothing stands before it to subtract from: 10-5 ends in 5, "= - 5" in -5.
+DECIMAL = r"[0-9][0-9,]*(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+"
+NUMBER = re.compile(
+    r"(?P<sign>(?:^|(?<=[=:#]))[ \t]*[-\u2212][ \t]*|(?<![\w)\]%])[-\u2212])?"
+    r"(?:\\?[$€£]\s?(?P<inner>-)?)?"
+    rf"(?<![0-9])(?<![0-9][.,])(?P<number>{DECIMAL})(?:[eE](?P<exponent>[-+]?[0-9]+))?"
+    rf"(?: ?/ ?(?P<divisor>[0-9][0-9,]*(?:\.[0-9]+)?))?"
+)
+FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+SPACING = re.compile(r"\{,\}|\\[,!]")  # within a number of LaTeX: 1{,}000 and 1\,000
+
+MARKERS = {
+    "####": re.compile(r"####"),
+    "the answer is": re.compile(r"\bthe answer is\b", re.IGNORECASE),
+    "answer": re.compile(r"\banswer\W{0,6}(?:is\b|:|=)", re.IGNORECASE),
+    "A:": re.compile(r"^[ \t]*A:", re.MULTILINE),
+}
+FLEXIBLE = ("####", "boxed", "answer", "A:", "last number")
+
+
+# ---------------------------------------------------------------------------------------------
+# text -> number
+# ---------------------------------------------------------------------------------------------
+
+
+def number_value(match: re.Match) -> Fraction | None:
+    """The value of a match of NUMBER; None for one too long to count with, or divided by 0."""
+    exponent = match["exponent"] or "0"
+    if len(match[0]) > MAX_DIGITS or len(exponent) > 4 or abs(int(exponent)) > MAX_EXPONENT:
+        return None
+    divisor = Fraction((match["divisor"] or "1").replace(",", ""))
+    if divisor == 0:
+        return None
+    value = Fraction(match["number"].replace(",", "")) * Fraction(10) ** int(exponent) / divisor
+    return -value if match["sign"] or match["inner"] else value
+
+
+def first_number(text: str) -> Fraction | None:
+    match = NUMBER.search(FRAC.sub(r"\1/\2", SPACING.sub("", text)))
+    return number_value(match) if match else None
+
+
+def last_number(text: str) -> Fraction | None:
+    match = None
+    for match in NUMBER.finditer(text):  # noqa: B007 the last one is used
+        pass
+    return number_value(match) if match else None
+
+
+def boxed_number(text: str) -> Fraction | None:
+    boxed = last_boxed(text)
+    return None if boxed is None else first_number(boxed)
+
+
+def line_behind(text: str, start: int) -> str:
+    """The first line with a word from `start` on, without a word that PAYLOAD would cut in two."""
+    line, newline, _ = text[start : start + PAYLOAD].lstrip().partition("\n")
+    whole = newline or start + PAYLOAD >= len(text)
+    return line if whole else line.rpartition(" ")[0]
+
+
+def marked_number(text: str, marker: re.Pattern) -> Fraction | None:
+    """The first number on the line behind the last marker that has one there."""
+    for match in reversed(list(marker.finditer(text))):
+        value = first_number(line_behind(text, match.end()))
+        if value is not None:
+            return value
+    return None
+
+
+def strict_number(text: str, marker: str) -> Fraction | None:
+    """The number right behind the last `marker`, a key of MARKERS; None if another thing is."""
+    matches = list(MARKERS[marker].finditer(text))
+    if not matches:
+        return None
+    match = NUMBER.match(line_behind(text, matches[-1].end()))
+    return number_value(match) if match else None
+
+
+def flexible_number(text: str) -> tuple[Fraction | None, str | None]:
+    """(number, rule): what the first rule of FLEXIBLE that finds a number finds."""
+    for rule in FLEXIBLE:
+        if rule == "boxed":
+            value = boxed_number(text)
+        elif rule == "last number":
+            value = last_number(text)
+        else:
+            value = marked_number(text, MARKERS[rule])
+        if value is not None:
+            return value, rule
+    return None, None
+
+
+# ---------------------------------------------------------------------------------------------
+# numbers -> scores
+# ---------------------------------------------------------------------------------------------
+
+
+def is_correct(answer: Fraction | None, truth: Fraction, tolerance: Fraction) -> bool:
+    """Equal up to the tolerance; an absent answer is wrong."""
+    return answer is not None and abs(answer - truth) <= tolerance
+
+
+def guessing_floors(
+    answers: Sequence[Fraction | None],
+    truth: Fraction,
+    truths: Counter[Fraction],
+    ks: Sequence[int],
+    tolerance: Fraction,
+) -> list[float]:
+    """For each k, pass@k of a problem's answers against another problem's truth.
+
+    truths: how many problems have each truth, this one among them; there are at least two. The
+    value is the exact mean over the other problems: what answers of the usual kind and size earn
+    without an understanding of this problem.
+    """
+    others = truths - Counter([truth])
+    ordered, hits = sorted(others), Counter()
+    for answer in answers:
+        if answer is not None:
+            first = bisect_left(ordered, answer - tolerance)
+            hits.update(ordered[first : bisect_right(ordered, answer + tolerance)])
+    return [
+        sum(others[t] * pass_at_k(len(answers), hits[t], k) for t in hits) / others.total()
+        for k in ks
+    ]
+
+
+def powers_of_two(n: int) -> list[int]:
+    """The k of pass@k: 1, 2, 4, ... up to n."""
+    return [2**i for i in range(n.bit_length())]
+
+
+def pass_values(
+    items: Sequence[Mapping], name: str, key: str, ks: Sequence[int]
+) -> dict[str, list[float]]:
+    """name@k -> one value per item, whose `key` holds a verdict on each completion."""
+    counts = [(len(item[key]), sum(item[key])) for item in items]
+    return {f"{name}@{k}": [pass_at_k(*count, k) for count in counts] for k in ks}
+
+
+def vote(item: Mapping, n: int) -> float:
+    """The majority vote of an item's first n; all that is right is one answer, however written."""
+    pairs = zip(item["answers"][:n], item["correct"][:n], strict=True)
+    return majority_vote([item["answer"] if right else a for a, right in pairs], item["answer"])
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop texts: also for completions made elsewhere."""
+    return text[: min((text.index(s) for s in stop if s in text), default=None)]

@@ -1,0 +1,229 @@
+r"""Answers of competition mathematics in LaTeX: found in a solution, normalised, compared exactly.
+
+No command of its own; `python -m eval.math_problems` compares every completion with it.
+
+`canonical` turns an answer into a value that is equal for equal answers: a fraction for a rational
+number (0.5, \frac12, 1/2), a tuple for a point or an interval, a frozenset for a set or an
+enumeration, and else its normalised text. The normalisation is in the spirit of `_strip_string`
+(Hendrycks et al. 2021) and of appendix D of Minerva (Lewkowycz et al. 2022), and goes by patterns:
+nothing in an answer is ever evaluated.
+"""
+
+import re
+from fractions import Fraction
+
+MAX_LENGTH = 500  # characters of an answer; a longer one is compared as a text, as it stands
+MAX_DEPTH = 8  # brackets within brackets that are taken apart
+
+Canonical = Fraction | str | tuple | frozenset
+
+
+# ---------------------------------------------------------------------------------------------
+# solution -> answer
+# ---------------------------------------------------------------------------------------------
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+FINAL = re.compile(r"final answer is:?(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
+ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
+MATHS = re.compile(r"\$\$?([^$]{1,500})\$")
+
+
+def inside_braces(text: str, start: int) -> str | None:
+    """What stands between the brace at `start` and its partner; None without a partner."""
+    depth, i = 0, start
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1  # the brace of \{ is a text
+        elif text[i] in "{}":
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return text[start + 1 : i]
+        i += 1
+    return None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...} or \fbox{...}, or the word after "\boxed "."""
+    match = None
+    for match in BOX.finditer(text):  # noqa: B007 the last one is used
+        pass
+    if match is None:
+        return None
+    if text[match.end() : match.end() + 1] == "{":
+        return inside_braces(text, match.end())
+    word = re.match(r"[^\s$]+", text[match.end() :])
+    return word[0].rstrip(".,") if word else None
+
+
+def last_match(pattern: re.Pattern, text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1].strip(" *") or None if found else None
+
+
+def extract_answer(text: str) -> tuple[str | None, str | None]:
+    r"""(answer, rule): the last \boxed, else the last "final answer is", "answer is" or $...$."""
+    rules = {"boxed": last_boxed(text)}
+    rules |= {"final answer": last_match(FINAL, text), "answer": last_match(ANSWER, text)}
+    for rule, answer in rules.items():
+        if answer is not None:
+            maths = MATHS.search(answer) if rule != "boxed" else None
+            return maths[1] if maths else answer, rule
+    answer = last_match(MATHS, text)
+    return answer, None if answer is None else "last maths"
+
+
+# ---------------------------------------------------------------------------------------------
+# answer -> normal form
+# ---------------------------------------------------------------------------------------------
+
+UNITS = (
+    "square|cubic|units?|cm|mm|km|inch(?:es)?|feet|foot|ft|miles?|mph|meters?|metres?|hours?|"
+    "minutes?|mins?|seconds?|days?|weeks?|years?|dollars?|cents?|degrees?|pounds?|lbs?|kg|grams?|"
+    "gm|points?|ways|integers|digits|people|students"
+)
+FORMAT = r"text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname"
+POWER = r"(?:\^\{?[23]\}?)?"  # of a unit
+END = r"(?=[\s.]*(?:$|[,)\]]|\\\}))"  # of an answer or of an element: 5 feet 3 inches is not 5 3
+
+# In order; each works on the result of those before it.
+REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\u2212", "-"),
+        (r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~", " "),  # spaces, but not the row end \\
+        (r"\\[bB]ig{1,2}[lrm]?(?![a-zA-Z])|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\le(?:q|qslant)(?![a-zA-Z])", r"\\le "),
+        (r"\\ge(?:q|qslant)(?![a-zA-Z])", r"\\ge "),
+        (r"\\neq(?![a-zA-Z])", r"\\ne "),
+        (r"\\times(?![a-zA-Z])", r"\\cdot "),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+        (r"\+\s*\\infty", r"\\infty"),
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|°|\\degree(?![a-zA-Z])", ""),
+        (
+            r"\\?[%$]|(?<!\\)\\[()\[\]]",
+            "",
+        ),  # percent, dollars, and the marks of maths: $, \( and \[
+        (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ","),
+        (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{[^{{}}]*\}}{POWER}{END}", ""),  # any unit
+        (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
+        (rf"(?<=[0-9}}])(?:\s*(?:{UNITS})\b\.?{POWER})+{END}", ""),
+        (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
+        (r"(?<=[a-zA-Z0-9}])\s+(?:and|or)\s+(?=\S)", ","),
+        (r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|\s+", lambda m: m[1] + " " if m[1] else ""),  # \sin x
+        (r"\\sqrt([0-9a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt{\1}"),
+        (r"\\frac([0-9a-zA-Z])([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
+        (r"\\frac([0-9a-zA-Z])\{", r"\\frac{\1}{"),
+        (r"\\frac\{([^{}]*)\}([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
+        (r"(?<![0-9a-zA-Z}\])])([0-9]+)/([0-9]+)(?![0-9a-zA-Z{(\\^])", r"\\frac{\1}{\2}"),
+        (r"(?<![0-9])\.(?=[0-9])", "0."),
+        (r"\.+$", ""),
+        (r"^[a-zA-Z](?:_\{?\w\}?)?(?:\([a-z]\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", ""),  # x =
+        (r"^\([a-z](?:,[a-z])+\)=(?=[^=]+$)", ""),  # (x, y) =
+        (r"^([a-zA-Z])=([^=]+),\1=([^=]+)$", r"\2,\3"),  # x = 2, x = 3, but not x = 2, y = 3
+    )
+]
+
+
+def normalize(answer: str) -> str:
+    r"""The answer without spacing, units, formatting and a leading "x =", in one spelling."""
+    answer = answer.strip()
+    for pattern, replacement in REWRITES:
+        answer = pattern.sub(replacement, answer)
+    while answer.startswith("{") and inside_braces(answer, 0) == answer[1:-1]:
+        answer = answer[1:-1]
+    return answer
+
+
+# ---------------------------------------------------------------------------------------------
+# normal form -> value
+# ---------------------------------------------------------------------------------------------
+
+DIGITS = r"[0-9]{1,100}(?:\.[0-9]{1,100})?"
+THOUSANDS = re.compile(r"([-+]?)([0-9]{1,3}(?:,[0-9]{3})+)((?:\.[0-9]{1,100})?)")
+RATIONAL = re.compile(rf"([-+]?)({DIGITS})")
+FRACTION = re.compile(rf"([-+]?)([0-9]{{0,100}})\\frac\{{([-+]?{DIGITS})\}}\{{([-+]?{DIGITS})\}}")
+
+
+def rational(text: str) -> Fraction | None:
+    r"""The value of 12, -0.5, 1,000, \frac{1}{2} or of the mixed number 3\frac{1}{2}."""
+    if match := THOUSANDS.fullmatch(text):
+        text = match[1] + match[2].replace(",", "") + match[3]
+    if match := RATIONAL.fullmatch(text):
+        value = Fraction(match[2])
+    elif (match := FRACTION.fullmatch(text)) and Fraction(match[4]) != 0:
+        value = Fraction(match[2] or "0") + Fraction(match[3]) / Fraction(match[4])
+    else:
+        return None
+    return -value if match[1] == "-" else value
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    r"""The parts of the text at the separators outside of all brackets: ( ) [ ] { } \{ \}."""
+    parts, depth, start = [], 0, 0
+    for i, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and text.startswith(separator, i):
+            parts.append(text[start:i])
+            start = i + len(separator)
+    return [*parts, text[start:]]
+
+
+def brackets(text: str) -> tuple[str, str, str] | None:
+    r"""(opening, inside, closing) where one pair of brackets holds the whole text."""
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        opening, inside, closing = r"\{", text[2:-2], r"\}"
+    elif text[:1] in ("(", "[") and text[-1:] in (")", "]") and len(text) > 1:
+        opening, inside, closing = text[0], text[1:-1], text[-1]
+    else:
+        return None
+    depth = 0
+    for character in inside:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return None
+    return (opening, inside, closing) if depth == 0 else None
+
+
+def canonical(answer: str) -> Canonical:
+    """A value that is equal for equal answers; see the top of the file."""
+    if len(answer) > MAX_LENGTH:
+        return answer.strip()
+    return value_of(normalize(answer), MAX_DEPTH)
+
+
+def value_of(text: str, depth: int) -> Canonical:
+    value = rational(text)
+    if value is not None:
+        return value
+    if depth == 0:
+        return text
+    for separator in (r"\cup", ","):
+        if len(parts := split_top(text, separator)) > 1:
+            return frozenset(value_of(part, depth - 1) for part in parts)
+    if (found := brackets(text)) is None:
+        return text
+    opening, inside, closing = found
+    parts = [value_of(part, depth - 1) for part in split_top(inside, ",")]
+    if opening == r"\{":
+        return frozenset(parts)
+    if len(parts) == 1 and (opening, closing) == ("(", ")"):
+        return parts[0]  # a multiple choice (A), or a number in brackets
+    return (opening, *parts, closing)
+
+
+def show(value: Canonical) -> str:
+    """The value as a text that is equal for equal values: what stands in items.jsonl."""
+    if isinstance(value, frozenset):
+        return r"\{" + ", ".join(sorted(map(show, value))) + r"\}"
+    if isinstance(value, tuple):
+        return value[0] + ", ".join(map(show, value[1:-1])) + value[-1]
+    return str(value)
+
+
+def compare(ours: Canonical, theirs: Canonical) -> str | None:
+    """How two canonical values are equal: "string" for texts, "exact" for the rest; None: not."""
+    if ours != theirs:
+        return None
+    return "string" if isinstance(ours, str) else "exact"

@@ -1,0 +1,158 @@
+r"""eval/latex.py against pairs of equal and of unequal answers written down by hand.
+
+python -m pytest tests/test_latex.py
+"""
+
+import time
+from fractions import Fraction
+
+import pytest
+
+from data.rows import read_rows
+from eval.latex import canonical, compare, extract_answer, last_boxed, normalize, show
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "rule"),
+    [
+        (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}", "boxed"),
+        (r"\[ \boxed{42} \]", "42", "boxed"),  # without dollars
+        (r"\boxed{3}, no, \boxed{4}", "4", "boxed"),
+        (r"\fbox{3}", "3", "boxed"),
+        (r"$\boxed 5.$", "5", "boxed"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}", "boxed"),
+        (r"\boxed{\text{(A)}}. The final answer is 7.", r"\text{(A)}", "boxed"),
+        (
+            "Final Answer: The final answer is $[2,5)$. I hope it is correct.",
+            "[2,5)",
+            "final answer",
+        ),
+        ("**Answer:** 42", "42", "answer"),
+        ("The answer is $5$, since $x=3$.", "5", "answer"),
+        ("Is the answer: 4? No, the answer is 5", "5", "answer"),
+        ("Hence $x = 16$ and $y = 17$", "y = 17", "last maths"),
+        (r"\boxed{5", None, None),  # cut off
+        ("nothing", None, None),
+        ("", None, None),
+    ],
+)
+def test_extraction(text: str, answer: str | None, rule: str | None) -> None:
+    assert extract_answer(text) == (answer, rule)
+
+
+def test_braces_of_a_box_are_matched() -> None:
+    assert last_boxed(r"\boxed{\frac{\sqrt{3}}{2}} and {more}") == r"\frac{\sqrt{3}}{2}"
+    assert last_boxed(r"\boxed{\left\{ x \mid x > 0 \right\}}") == r"\left\{ x \mid x > 0 \right\}"
+    assert last_boxed(r"\boxed{\left\{ 1 \right.}, so {2}") == r"\left\{ 1 \right."
+    assert last_boxed(r"\boxedtext{5}") is None
+
+
+EQUAL = [  # how they are found equal, and spellings of one answer
+    ("exact", r"\frac12", r"\dfrac{1}{2}", r"\tfrac{1}2", "1/2", "0.5", ".5", r"x = \frac{1}{2}"),
+    ("exact", r"-\frac{1}{2}", r"\frac{-1}{2}", r"\frac{1}{-2}", "-0.50", "\u22121/2"),
+    ("exact", "1000", "1,000", r"1{,}000", r"1\,000", r"\$1,000.00", "1000."),
+    ("exact", "5", r"5\text{ cm}^2", r"5 \mbox{ feet}", "5 square units", "{5}", "$5$", r"\(5\)"),
+    ("exact", "90", r"90^\circ", r"90^{\circ}", "90°", "90 degrees"),
+    ("exact", "50", r"50\%", "50%", "(50)"),
+    ("exact", "7/2", r"3\frac{1}{2}", "3.5"),
+    ("exact", "(1,2)", r"\left( 1, 2 \right)", r"(1,\frac{4}{2})", "(x, y) = (1, 2)"),
+    ("exact", r"(-\infty, 1] \cup (2, \infty)", r"x \in (2,+\infty)\cup(-\infty,1]"),
+    ("exact", r"\{1,2\}", r"\left\{2, 1\right\}", "1, 2", "2,1", r"1 \text{ and } 2", "1 or 2"),
+    ("exact", "2, 3", "x = 2, x = 3"),
+    ("string", r"\frac{\sqrt3}{2}", r"\dfrac{\sqrt{3}}{2}"),
+    ("string", r"\text{Evelyn}", "Evelyn", r"\mathrm{Evelyn}"),
+    ("string", r"\text{(A)}", "A", r"\textbf{(A)}"),
+    ("string", r"2\pi r", r"2 \pi r", r"2\,\pi\,r"),
+    ("string", "y = 2x+3", "2x + 3", "f(x) = 2x+3"),
+    ("string", r"x \leq 3", r"x\le3"),
+    ("string", r"\begin{pmatrix} 1 \\ \frac12 \end{pmatrix}",
+     r"\begin{pmatrix}1\\\dfrac{1}{2}\end{pmatrix}"),
+    ("string", r"\begin{pmatrix} 1 \\[4pt] 2 \end{pmatrix}",
+     r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", EQUAL, ids=lambda row: row[1])
+def test_equal_answers(row: tuple[str, ...]) -> None:
+    how, *spellings = row
+    for one in spellings:
+        for other in spellings:
+            assert compare(canonical(one), canonical(other)) == how, (
+                one,
+                other,
+                canonical(one),
+                canonical(other),
+            )
+            assert show(canonical(one)) == show(canonical(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("(1,2)", "(2,1)"),
+        ("[1,2)", "[1,2]"),
+        ("(1,2)", r"\{1,2\}"),
+        ("1,2", "1,2,3"),
+        ("x=1, y=2", "x=2, y=1"),
+        (r"0.\overline{3}", "0.3"),
+        (r"5 \text{ feet } 3 \text{ inches}", "53"),
+        ("5m", "5"),  # m is a variable where it is not a \text
+        (r"\frac{1}{0}", "1"),
+        ("0.33", r"\frac{1}{3}"),
+        (r"\sqrt{2}", "1.414"),
+        ("2^{10}", "1024"),  # a question for sympy
+        ("", "0"),
+    ],
+)
+def test_unequal_answers(one: str, other: str) -> None:
+    assert compare(canonical(one), canonical(other)) is None
+    assert show(canonical(one)) != show(canonical(other))
+
+
+def test_the_values() -> None:
+    assert canonical(r"3\frac{1}{2}") == Fraction(7, 2)
+    assert canonical(r"(1, \frac12]") == ("(", Fraction(1), Fraction(1, 2), "]")
+    assert canonical(r"\{1, (2, x)\}") == {Fraction(1), ("(", Fraction(2), "x", ")")}
+    assert normalize(r"\sin x + \sin 2 x") == r"\sin x+\sin2x"  # \sinx were another command
+
+
+@pytest.mark.parametrize("text", [r"0.5", r"\frac{\sqrt{3}}{2}", r"(1,\infty)", r"\text{Evelyn}"])
+def test_the_normal_form_is_its_own(text: str) -> None:
+    assert normalize(normalize(text)) == normalize(text)
+
+
+def test_gold_answers_of_the_exemplars(shared_data) -> None:
+    """Minerva's four exemplars state their answer twice: boxed, and in the last line."""
+    rows = [r for _, r in read_rows(shared_data / "fewshot" / "minerva_math_4shot.jsonl")]
+    boxed = [last_boxed(row["solution"]) for row in rows]
+    assert boxed == ["[2,5)", "24", "16", r"-\frac{2}{3}"]
+    for row, answer in zip(rows, boxed, strict=True):
+        stated, rule = extract_answer(row["solution"].rpartition("\n")[2])
+        assert rule == "final answer"
+        assert compare(canonical(stated), canonical(answer)) == "exact"
+
+
+HOSTILE = [
+    "{",
+    "(",
+    r"\{",
+    r"\boxed{",
+    r"\boxed ",
+    r"\frac{",
+    "$a",
+    "$",
+    "final answer is",
+    " ",
+    "9,",
+]
+HOSTILE += ["answer is $", r"\text{", r"\left(", "1/", "9", r"\cup", "x=", "5cm", "and "]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_text_costs_little(piece: str) -> None:
+    text = piece * (100_000 // len(piece))
+    start = time.process_time()
+    answer, _ = extract_answer(text)
+    for candidate in (answer or "", text, text[:500]):
+        show(canonical(candidate))
+    assert time.process_time() - start < 4
