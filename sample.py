@@ -216,18 +216,17 @@ class Sampler:
         encoded = [self.encode(prompt) for prompt in prompts]
         records = [{"prompt": prompt.record} for prompt in prompts]
         budget = int(self.config.cache_gb * 1e9)
-        with parallel.in_lockstep(self.model):
-            write_samples(
-                self.model,
-                encoded,
-                self.drawing,
-                out,
-                self.replies.text,
-                self.find_stop,
-                records,
-                reference,
-                budget,
-            )
+        write_samples(
+            self.model,
+            encoded,
+            self.drawing,
+            out,
+            self.replies.text,
+            self.find_stop,
+            records,
+            reference,
+            budget,
+        )
         parallel.note(f"{len(prompts)} prompts: {out}")
 
     def rows(self, prompts: list[Prompt]) -> Iterator[dict]:

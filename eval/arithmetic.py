@@ -61,15 +61,17 @@ def metric_values(items: Sequence[Mapping]) -> Metrics:
     return values
 
 
+def make_task(config: ArithmeticConfig) -> Task:
+    problems = read_problems(config, check_row)
+    prompts = [problem["prompt"] for problem in problems]
+    return Task("arithmetic", problems, prompts, False, (), score_problem, metric_values)
+
+
 def main() -> None:
     config = parse_config(ArithmeticConfig)
     if config.samples is None and config.model is None:
         config = replace(config, model="data/tiny")
-    problems = read_problems(config, check_row)
-    prompts = [problem["prompt"] for problem in problems]
-    run_benchmark(
-        config, Task("arithmetic", problems, prompts, False, (), score_problem, metric_values)
-    )
+    run_benchmark(config, make_task(config))
 
 
 if __name__ == "__main__":

@@ -81,10 +81,6 @@ class Layout:
     queries: Tensor  # (Q * K, C) these queries among all (K * B * H/K)
     parts: Tensor  # (B, N, H) which parts make up each row, in order
 
-    @property
-    def own_pages(self) -> int:
-        return len(self.own_rows)
-
 
 class PagedCache:
     """A pool of pages, and the rows of a batch that lie in it.
@@ -112,6 +108,7 @@ class PagedCache:
         self.padding = self.take(min)  # all rows of padding write here
         self.rows: Sequence[Row] = ()
         self.layout: Layout | None = None
+        self.parts: Parts | None = None
         self.steps = 0  # tokens that every row has got and that its `grown` does not count yet
         self.room = 0  # steps until a row needs another page
 
@@ -171,6 +168,7 @@ class PagedCache:
                 row.pages.append(self.take(min))
         self.rows = list(rows)
         self.layout = self.lay_out() if rows else None
+        self.parts = Parts(self.layout, self.keys, self.num_heads) if rows else None
         self.room = min((len(row.pages) * PAGE - row.grown for row in rows), default=0)
 
     @property
@@ -219,7 +217,7 @@ class PagedCache:
             prompt_stops=tensor(stops),
             query_rows=query_rows,
             queries=queries,
-            parts=self.parts_of(places, O, first, queries.shape[1]),
+            parts=self.number_parts(places, O, first, queries.shape[1]),
         )
 
     def queries_of(self, prompt_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +232,7 @@ class PagedCache:
         key_heads = torch.arange(self.key_heads, device=prompt_rows.device)[:, None] * (B * G)
         return columns // G, (columns[:, None] + key_heads).flatten(0, 1)
 
-    def parts_of(
+    def number_parts(
         self, places: dict[Prompt, list[int]], own_pages: int, first: int, columns: int
     ) -> Tensor:
         """(B, N, H): the parts of each row and head: prompt pages, own pages, then nothing.
@@ -287,13 +285,13 @@ class PagedCache:
         slots = at.lengths - at.starts  # (B,)
         keys[at.pages, :, slots] = key[:, 0].to(keys.dtype)
         values[at.pages, :, slots] = value[:, 0].to(values.dtype)
+        parts = self.parts
         if layer == 0:
-            self.unseen = unseen_own(at, window), unseen_prompt(at, window)
-        B, _, H, E = query.shape
+            parts.unseen = unseen_slots(at, self.num_heads, window)
+        B, E = len(query), query.shape[-1]
         rows = (query[:, 0].to(keys.dtype) * E**-0.5).reshape(B, self.key_heads, -1, E)
-        parts = Parts(at.own_pages * H, at.queries.numel(), keys[0, 0])
-        attend_own(rows, keys, values, at, self.unseen[0], parts)
-        attend_prompts(rows, keys, values, at, self.unseen[1], parts)
+        parts.score(rows, keys, at)
+        parts.weigh(values)
         return parts.put_together(at.parts)[:, None].to(query.dtype)
 
     def advance(self) -> None:
@@ -304,79 +302,81 @@ class PagedCache:
 
 
 class Parts:
-    """What pages give: for O parts of rows, S parts of prompts and, last, for nothing at all."""
+    """What the pages give in one layer: O * H parts of rows, Q * K * C of prompts, and nothing.
 
-    def __init__(self, own: int, shared: int, like: Tensor) -> None:
-        self.values = like.new_empty(own + shared + 1, like.shape[-1])  # weighted sums of values
-        self.tops = like.new_empty(own + shared + 1)  # largest scores
-        self.sums = like.new_empty(own + shared + 1)  # of the weights
-        self.values[-1], self.tops[-1], self.sums[-1] = 0, LOWEST, 0
-        self.own, self.shared = slice(0, own), slice(own, own + shared)
+    Pages of rows come first, then those of prompts, then the one part of nothing at all.
+    """
 
-    def fill(self, which: slice, scores: Tensor, values: Tensor) -> None:
-        """scores (pages, rows, PAGE), which are overwritten, and values (pages, PAGE, E)."""
-        tops = scores.amax(-1, keepdim=True).clamp_(min=LOWEST)
-        weights = scores.sub_(tops).exp_()
-        self.tops[which], self.sums[which] = tops.flatten(), weights.sum(-1).flatten()
-        out = self.values[which].view(*scores.shape[:2], -1)
-        torch.bmm(weights, values, out=out)  # (pages, rows, PAGE) x (pages, PAGE, E)
+    def __init__(self, at: Layout, keys: Tensor, num_heads: int) -> None:
+        K, E = keys.shape[2], keys.shape[4]
+        own, (shared, columns) = len(at.own_rows), at.queries.shape
+        total = own * num_heads + shared * columns + 1
+        self.scores = keys.new_empty(total, PAGE)
+        self.values = keys.new_zeros(total, E)  # weighted sums of values
+        self.unseen: Tensor | None = None  # (parts, PAGE) bool
+        sizes = [own * num_heads, shared * columns, 1]
+        self.own_scores, self.shared_scores, _ = self.scores.split(sizes)
+        self.own_values, self.shared_values, _ = self.values.split(sizes)
+        self.own_scores = self.own_scores.view(own * K, -1, PAGE)  # (O * K, H/K, PAGE)
+        self.own_values = self.own_values.view(own * K, -1, E)
+        self.shared_scores = self.shared_scores.view(shared, columns, PAGE)  # (Q * K, C, PAGE)
+        self.shared_values = self.shared_values.view(shared, columns, E)
+
+    def score(self, rows: Tensor, keys: Tensor, at: Layout) -> None:
+        """rows: (B, K, H/K, E) scaled queries, keys: (pages, K, PAGE, E)."""
+        own_keys, prompt_keys = self.split(keys)
+        queries = rows[at.own_rows].flatten(0, 1)  # (O * K, H/K, E)
+        torch.bmm(queries, own_keys.transpose(1, 2), out=self.own_scores)
+        queries = rows.transpose(0, 1).reshape(-1, rows.shape[-1])[at.queries]  # (Q * K, C, E)
+        torch.bmm(queries, prompt_keys.transpose(1, 2), out=self.shared_scores)
+
+    def weigh(self, values: Tensor) -> None:
+        """values: (pages, K, PAGE, E); the scores become weights."""
+        self.scores.masked_fill_(self.unseen, -torch.inf)
+        self.tops = self.scores.amax(-1, keepdim=True).clamp_(min=LOWEST)
+        self.sums = self.scores.sub_(self.tops).exp_().sum(-1)
+        own_values, prompt_values = self.split(values)
+        torch.bmm(self.own_scores, own_values, out=self.own_values)
+        torch.bmm(self.shared_scores, prompt_values, out=self.shared_values)
+
+    def split(self, pool: Tensor) -> tuple[Tensor, Tensor]:
+        """The pages of rows (O * K, PAGE, E) and of prompts (Q * K, PAGE, E), where they lie."""
+        pages = pool.flatten(0, 1)
+        return pages[: len(self.own_scores)], pages[len(pages) - len(self.shared_scores) :]
 
     def put_together(self, parts: Tensor) -> Tensor:
         """(B, N, H) numbers of parts -> (B, H, E)."""
-        tops = self.tops[parts]  # (B, N, H)
-        weights = (tops - tops.amax(1, keepdim=True)).exp_()
+        tops = self.tops[parts].squeeze(-1)  # (B, N, H)
+        weights = tops.sub_(tops.amax(1, keepdim=True)).exp_()
         total = (weights * self.sums[parts]).sum(1)  # (B, H)
         values = self.values[parts].mul_(weights[..., None]).sum(1)  # (B, H, E)
-        return values / total[..., None]
+        return values.div_(total[..., None])
 
 
-def attend_own(
-    rows: Tensor, keys: Tensor, values: Tensor, at: Layout, unseen: Tensor, parts: Parts
-) -> None:
-    """Each page of a completion with the query of its row.
+def unseen_slots(at: Layout, num_heads: int, window: int | None) -> Tensor:
+    """(parts, PAGE) bool: slots that the queries of a part do not see.
 
-    rows: (B, K, H/K, E), keys and values: (pages, K, PAGE, E), unseen: (O, 1, PAGE)
+    They lie behind the new token of the page's row or behind the prompt's end, or out of window.
     """
-    O, (_, K, G, E) = at.own_pages, rows.shape
-    queries = rows[at.own_rows].view(O * K, G, E)
-    scores = torch.bmm(queries, keys[:O].view(O * K, PAGE, E).transpose(1, 2))  # (O * K, G, PAGE)
-    scores.view(O, K * G, PAGE).masked_fill_(unseen, -torch.inf)
-    parts.fill(parts.own, scores, values[:O].view(O * K, PAGE, E))
-
-
-def attend_prompts(
-    rows: Tensor, keys: Tensor, values: Tensor, at: Layout, unseen: Tensor, parts: Parts
-) -> None:
-    """Each page of a prompt with the queries of all its rows.
-
-    rows: (B, K, H/K, E), keys and values: (pages, K, PAGE, E), unseen: (Q, 1, 1 or C, PAGE)
-    """
-    (QK, C), K, E = at.queries.shape, rows.shape[1], rows.shape[3]
-    keys, values = (pool[-(QK // K) :].view(QK, PAGE, E) for pool in (keys, values))
-    queries = rows.transpose(0, 1).reshape(-1, E)[at.queries]  # (Q * K, C, E)
-    scores = torch.bmm(queries, keys.transpose(1, 2))  # (Q * K, C, PAGE)
-    scores.view(-1, K, C, PAGE).masked_fill_(unseen, -torch.inf)
-    parts.fill(parts.shared, scores, values)
-
-
-def unseen_own(at: Layout, window: int | None) -> Tensor:
-    """(O, 1, PAGE) bool: slots behind the new token of the page's row, or out of its window."""
-    positions = at.own_starts[:, None] + torch.arange(PAGE, device=at.lengths.device)  # (O, PAGE)
+    slots = torch.arange(PAGE, device=at.lengths.device)
+    positions = at.own_starts[:, None] + slots  # (O, PAGE)
     last = at.lengths[at.own_rows][:, None]
-    unseen = positions > last
+    own = positions > last
     if window is not None:
-        unseen |= positions <= last - window
-    return unseen[:, None]
-
-
-def unseen_prompt(at: Layout, window: int | None) -> Tensor:
-    """(Q, 1, 1, PAGE) bool: slots behind the prompt's end; (Q, 1, C, PAGE) with a window."""
-    positions = at.prompt_starts[:, None] + torch.arange(PAGE, device=at.lengths.device)
-    unseen = (positions >= at.prompt_stops[:, None])[:, None]  # (Q, 1, PAGE)
+        own |= positions <= last - window
+    positions = at.prompt_starts[:, None] + slots  # (Q, PAGE)
+    Q, C = at.query_rows.shape
+    shared = (positions >= at.prompt_stops[:, None])[:, None].expand(Q, C, PAGE)
     if window is not None:
-        last = at.lengths[at.query_rows]  # (Q, C)
-        unseen = unseen | (positions[:, None] <= last[..., None] - window)
-    return unseen[:, None]
+        shared = shared | (positions[:, None] <= at.lengths[at.query_rows][..., None] - window)
+    key_heads = len(at.queries) // Q
+    return torch.cat(
+        [
+            own.repeat_interleave(num_heads, dim=0),
+            shared[:, None].expand(Q, key_heads, C, PAGE).reshape(-1, PAGE),
+            own.new_ones(1, PAGE),
+        ]
+    )
 
 
 def pages_of(tokens: int) -> int:

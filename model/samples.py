@@ -60,7 +60,7 @@ def write_samples(
     own = own[parallel.rank() :: parallel.world_size()]
     rows = complete(model, prompts, own, drawing, find_stop, cache_bytes)
     written = 0
-    with part_file(out).open("a", encoding="utf-8") as file:
+    with parallel.in_lockstep(model), part_file(out).open("a", encoding="utf-8") as file:
         try:
             for index, completions in rows:
                 row = {"index": index} | dict(records[index] if records else {})
@@ -115,7 +115,7 @@ def complete(
             if None not in completions:
                 del grown[i // n]
                 finished += 1
-                bar.set_description(f"{finished}/{len(own)} prompts", refresh=False)
+                bar.set_description_str(f"{finished}/{len(own)} prompts", refresh=False)
                 yield own[i // n], completions
 
 
@@ -205,18 +205,21 @@ def join_parts(out: Path) -> list[int]:
     for part in [out, *parts]:
         if not part.exists():
             continue
-        with part.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        with part.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.endswith("\n"):
-                    rows[row_index(line, f"{part}:{number}")] = line
+                if line.endswith(b"\n"):
+                    index, row = read_row(line, f"{part}:{number}")
+                    rows[index] = row
     write_text(out, "".join(rows[index] for index in sorted(rows)))
     for part in parts:
         part.unlink()
     return sorted(rows)
 
 
-def row_index(line: str, where: str) -> int:
+def read_row(line: bytes, where: str) -> tuple[int, str]:
+    """(index, the line as a text) of a row."""
     try:
-        return int(json.loads(line)["index"])
+        text = line.decode()
+        return int(json.loads(text)["index"]), text
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{where}: not a row of a samples file; mend or remove it") from None

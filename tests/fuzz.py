@@ -37,7 +37,7 @@ from data.pairs import read_pairs, tokenize_pairs
 from data.prompts import completion_text, read_prompts
 from data.synthetic import write_pairs
 from data.tokenizer import load_tokenizer
-from eval import arithmetic
+from eval import arithmetic, benchmark
 from model.adapter import load_policy, save_adapter
 from model.checkpoint import init_model, load_model, save_model
 from model.config import parse_config
@@ -267,11 +267,11 @@ def make_results(folder: Path) -> None:
 
 
 def load_results(folder: Path, rng: random.Random) -> None:
-    problems = arithmetic.read_problems(folder / "problems.jsonl", None)
-    completions = arithmetic.read_samples(folder / "samples.jsonl", len(problems))
-    rows = zip(problems, completions, strict=True)
-    items = [arithmetic.score_problem(i, *row) for i, row in enumerate(rows)]
-    arithmetic.write_results(folder / "out", {}, items, arithmetic.metric_values(items))
+    problems, samples, out = (
+        str(folder / name) for name in ("problems.jsonl", "samples.jsonl", "out")
+    )
+    config = arithmetic.ArithmeticConfig(data=problems, samples=samples, out=out)
+    benchmark.run_benchmark(config, arithmetic.make_task(config))
     files = (folder / f"{name}.jsonl" for name in ("problems", "samples", "opinions"))
     write_pairs(*files, folder / "pairs.jsonl", limit=2, votes=rng.choice([None, 5]), seed=0)
 
