@@ -95,9 +95,12 @@ class Replies:
         """What a completion says: without its end-of-turn token, cut before a stop text."""
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
-        text = completion_text(ids, self.chat_format, self.tokenizer)
-        cuts = [text.index(stop) for stop in self.stop if stop in text]
-        return text[: min(cuts, default=None)]
+        return cut_at_stop(completion_text(ids, self.chat_format, self.tokenizer), self.stop)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first of the stop texts."""
+    return text[: min((text.index(s) for s in stop if s in text), default=None)]
 
 
 def completion_text(ids: Sequence[int], chat_format: ChatFormat, tokenizer: Tokenizer) -> str:

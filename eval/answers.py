@@ -150,25 +150,7 @@ def guessing_floors(
     ]
 
 
-def powers_of_two(n: int) -> list[int]:
-    """The k of pass@k: 1, 2, 4, ... up to n."""
-    return [2**i for i in range(n.bit_length())]
-
-
-def pass_values(
-    items: Sequence[Mapping], name: str, key: str, ks: Sequence[int]
-) -> dict[str, list[float]]:
-    """name@k -> one value per item, whose `key` holds a verdict on each completion."""
-    counts = [(len(item[key]), sum(item[key])) for item in items]
-    return {f"{name}@{k}": [pass_at_k(*count, k) for count in counts] for k in ks}
-
-
 def vote(item: Mapping, n: int) -> float:
     """The majority vote of an item's first n; all that is right is one answer, however written."""
     pairs = zip(item["answers"][:n], item["correct"][:n], strict=True)
     return majority_vote([item["answer"] if right else a for a, right in pairs], item["answer"])
-
-
-def until_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts: also for completions made elsewhere."""
-    return text[: min((text.index(s) for s in stop if s in text), default=None)]

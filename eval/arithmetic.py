@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from data.problems import check_solution, extract_answer
 from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
-from eval.metrics import majority_vote, pass_at_k
+from eval.metrics import majority_vote, pass_values
 from model.config import parse_config
 from model.run import run_main
 
@@ -49,12 +49,8 @@ def score_problem(problem: Mapping, completions: Sequence[str]) -> dict:
 def metric_values(items: Sequence[Mapping]) -> Metrics:
     """name -> one value per problem: pass@k and valid@k for k = 1, 2, 4, ..., the votes, ..."""
     n = min(len(item["correct"]) for item in items)
-    ks = [2**i for i in range(n.bit_length())]
-    values = {
-        f"{name}@{k}": [pass_at_k(len(item[key]), sum(item[key]), k) for item in items]
-        for name, key in (("pass", "correct"), ("valid", "valid"))
-        for k in ks
-    }
+    values: Metrics = pass_values("pass", [item["correct"] for item in items])
+    values |= pass_values("valid", [item["valid"] for item in items])
     values[f"majority@{n}"] = [majority_vote(i["answers"][:n], i["answer"]) for i in items]
     values["no_answer"] = [i["answers"].count(None) / len(i["answers"]) for i in items]
     values["distinct"] = [i["distinct"] / len(i["answers"]) for i in items]

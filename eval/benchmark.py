@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.chat import ChatFormat, detect_chat_format, encode_prompts
-from data.prompts import Replies
-from data.rows import read_rows
+from data.prompts import Replies, cut_at_stop
+from data.rows import check_text, read_rows
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.metrics import bootstrap_interval, paired_difference, weighted_mean
 from model import parallel
@@ -73,21 +73,17 @@ class Task:
 def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
     """From the flags to the results in OUT and the table; out: the items, on rank 0."""
     check_config(config)
-    baseline = read_results(Path(config.baseline)) if config.baseline is not None else None
-    if baseline is not None:
-        check_baseline(config, baseline, task)
+    baseline = read_baseline(config, task) if config.baseline is not None else {}
     if config.samples is None:
         write_completions(config, task)
-        if not parallel.is_main():
-            return []
+    if not parallel.is_main():
+        return []
     samples = Path(config.samples or Path(config.out) / "samples.jsonl")
-    completions = read_completions(samples, len(task.problems))
+    completions = read_completions(samples, len(task.problems), task.stop)
     rows = zip(task.problems, completions, strict=True)
     items = [{"index": i} | task.score(*row) for i, row in enumerate(rows)]
     values = task.metrics(items)
-    metrics = summarize(values)
-    if baseline is not None:
-        metrics |= differences(values, task.metrics(baseline[1]))
+    metrics = summarize(values) | differences(values, baseline)
     write_results(Path(config.out), task.name, settings_of(config, samples), items, metrics)
     print_table(metrics)
     print(f"{len(items)} problems, 95% intervals over problems; details in {config.out}")
@@ -158,18 +154,22 @@ def write_completions(config: BenchmarkConfig, task: Task) -> None:
         check_prompt(policy, prompt, f"{config.data}, problem {i}")
     replies = Replies(chat_format, tokenizer, task.stop)
     drawing = Drawing(
-        config.n, config.max_new_tokens, sampling_of(config), config.seed, replies.stop_ids, task.stop
-    )  # fmt: skip
-    with parallel.in_lockstep(policy):
-        write_samples(
-            policy,
-            prompts,
-            drawing,
-            Path(config.out) / "samples.jsonl",
-            replies.text,
-            replies.find_stop if task.stop else None,
-            cache_bytes=int(config.cache_gb * 1e9),
-        )
+        config.n,
+        config.max_new_tokens,
+        sampling_of(config),
+        config.seed,
+        replies.stop_ids,
+        task.stop,
+    )
+    write_samples(
+        policy,
+        prompts,
+        drawing,
+        Path(config.out) / "samples.jsonl",
+        replies.text,
+        replies.find_stop if task.stop else None,
+        cache_bytes=int(config.cache_gb * 1e9),
+    )
 
 
 def choose_chat_format(config: BenchmarkConfig, task: Task, tokenizer: Tokenizer) -> ChatFormat:
@@ -182,16 +182,20 @@ def choose_chat_format(config: BenchmarkConfig, task: Task, tokenizer: Tokenizer
     return found
 
 
-def read_completions(path: Path, problems: int) -> list[list[str]]:
-    """The completions of each of the first `problems` rows of the data file."""
+def read_completions(path: Path, problems: int, stop: Sequence[str]) -> list[list[str]]:
+    """The completions of each of the first `problems` rows of the data file, cut at a stop text.
+
+    Those that were drawn here are cut already; those made elsewhere are held to the same rule.
+    """
     by_index: dict[int, list[str]] = {}
     for where, row in read_rows(path):
         index, texts = row.get("index"), row.get("completions")
         if type(index) is not int or index < 0 or index in by_index:
             raise ValueError(f"{where}: expected an index not yet seen, got {index!r}")
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        if not isinstance(texts, list) or not texts:
             raise ValueError(f"{where}: expected `completions`, a list of texts")
-        by_index[index] = texts
+        checked = [check_text(text, f"completions[{i}]", where) for i, text in enumerate(texts)]
+        by_index[index] = [cut_at_stop(text, stop) for text in checked]
     missing = [index for index in range(problems) if index not in by_index]
     if missing:
         raise ValueError(
@@ -230,8 +234,9 @@ def read_results(folder: Path) -> tuple[dict, list[dict]]:
     return summary, [row for _, row in read_rows(folder / "items.jsonl")]
 
 
-def check_baseline(config: BenchmarkConfig, baseline: tuple[dict, list[dict]], task: Task) -> None:
-    summary, items = baseline
+def read_baseline(config: BenchmarkConfig, task: Task) -> Metrics:
+    """The values per problem of an earlier run; ValueError unless it had the same problems."""
+    summary, items = read_results(Path(config.baseline))
     here = (task.name, data_digest(config), len(task.problems))
     there = (summary.get("task"), summary["settings"].get("data_sha256"), len(items))
     if here != there:
@@ -239,6 +244,11 @@ def check_baseline(config: BenchmarkConfig, baseline: tuple[dict, list[dict]], t
             f"--baseline {config.baseline}: expected results of {here[0]} on the same problems "
             f"({here[2]} of --data {config.data}), got {there[0]} on {there[2]}, or of another file"
         )
+    try:
+        return task.metrics(items)
+    except (KeyError, TypeError, AttributeError) as error:
+        file = Path(config.baseline) / "items.jsonl"
+        raise ValueError(f"{file}: not the items of an earlier run: {error!r}") from error
 
 
 def differences(values: Metrics, baseline: Metrics) -> dict[str, dict[str, float]]:

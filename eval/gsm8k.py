@@ -42,10 +42,7 @@ from eval.answers import (
     flexible_number,
     guessing_floors,
     is_correct,
-    pass_values,
-    powers_of_two,
     strict_number,
-    until_stop,
     vote,
 )
 from eval.benchmark import (
@@ -58,6 +55,7 @@ from eval.benchmark import (
     run_benchmark,
 )
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
+from eval.metrics import pass_values, powers_of_two
 from model.config import parse_config
 from model.run import run_main, write_text
 
@@ -123,9 +121,8 @@ def read_shots(config: Gsm8kConfig, problems: Sequence[Mapping]) -> list[Exempla
 
 def score_problem(problem: Mapping, completions: Sequence[str], style: str) -> dict:
     """Both readings of every completion, and the rule that found the flexible one."""
-    texts = [until_stop(text, STOPS[style]) for text in completions]
-    answers, rules = zip(*map(flexible_number, texts), strict=True)
-    strict = [strict_number(text, MARKERS[style]) for text in texts]
+    answers, rules = zip(*map(flexible_number, completions), strict=True)
+    strict = [strict_number(text, MARKERS[style]) for text in completions]
     right = partial(is_correct, truth=problem["answer"], tolerance=problem["tolerance"])
     return {
         "answer": str(problem["answer"]),
@@ -135,7 +132,7 @@ def score_problem(problem: Mapping, completions: Sequence[str], style: str) -> d
         "correct": [right(answer) for answer in answers],
         "strict_answers": [None if answer is None else str(answer) for answer in strict],
         "strict_correct": [right(answer) for answer in strict],
-        "distinct": len({" ".join(text.split()) for text in texts}),
+        "distinct": len({" ".join(text.split()) for text in completions}),
     }
 
 
@@ -143,10 +140,10 @@ def metric_values(items: Sequence[Mapping], labels: Sequence[str] = ()) -> Metri
     """name -> one value per problem; with labels, of the problems that have the label too."""
     n = min(len(item["correct"]) for item in items)
     ks = powers_of_two(n)
-    values = pass_values(items, "pass", "correct", ks)
+    values = pass_values("pass", [item["correct"] for item in items])
     if len(items) > 1:
         values |= floor_values(items, ks)
-    values |= pass_values(items, "strict", "strict_correct", ks)
+    values |= pass_values("strict", [item["strict_correct"] for item in items])
     values[f"majority@{n}"] = [vote(item, n) for item in items]
     values["no_answer"] = [i["answers"].count(None) / len(i["answers"]) for i in items]
     strict = [i["strict_answers"] for i in items]
@@ -198,7 +195,8 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
             "--write_split expects --samples, completions of the base policy, and no --split"
         )
     rows = []
-    for i, texts in enumerate(read_completions(Path(config.samples), len(problems))):
+    stop = STOPS[config.prompt_style]
+    for i, texts in enumerate(read_completions(Path(config.samples), len(problems), stop)):
         if len(texts) < MEDIUM:
             raise ValueError(
                 f"--write_split expects at least {MEDIUM} completions of each problem (the SPL "
@@ -246,13 +244,15 @@ def read_split(config: Gsm8kConfig, problems: int) -> list[dict]:
     return rows[:problems]
 
 
-def split_values(items: Sequence[Mapping], split: Sequence[Mapping], samples: Path) -> Metrics:
+def split_values(
+    items: Sequence[Mapping], split: Sequence[Mapping], samples: Path, stop: Sequence[str]
+) -> Metrics:
     """The metrics of all problems and of each difficulty, but not of the split's own samples.
 
     These are known by the first completion of every problem: the same policy and seed draw it,
     whatever --n is.
     """
-    firsts = [digest(texts[0].encode()) for texts in read_completions(samples, len(items))]
+    firsts = [digest(texts[0].encode()) for texts in read_completions(samples, len(items), stop)]
     if firsts == [row["first_sha256"] for row in split]:
         raise ValueError(
             f"{samples}: --split was made from these completions, which would score its luck; "
@@ -270,12 +270,11 @@ def main() -> None:
     problems = read_problems(config, check_row)
     if config.write_split is not None:
         return write_split(config, problems)
-    metrics = metric_values
+    style, metrics = config.prompt_style, metric_values
     if config.split is not None:
         samples = Path(config.samples or Path(config.out or "") / "samples.jsonl")
         split = read_split(config, len(problems))
-        metrics = partial(split_values, split=split, samples=samples)
-    style = config.prompt_style
+        metrics = partial(split_values, split=split, samples=samples, stop=STOPS[style])
     shots = read_shots(config, problems)
     prompts = [build_prompt(p["question"], shots, TEMPLATES[style]) for p in problems]
     score = partial(score_problem, style=style)

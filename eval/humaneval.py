@@ -11,8 +11,10 @@ with its inputs as data, whose expected outputs come from the canonical solution
 Prefer Mini: the tests as code cannot pass HumanEval/32, and take an empty list for any float.
 
 A raw prompt is the problem's, with the line break at its end, as the authors and lm-eval send it;
-a tokenizer that joins line breaks with spaces would rather continue the text without it. The stops
-are lm-eval's. In the chat style the reply's first code block counts that defines the function.
+a tokenizer that joins line breaks with spaces would rather continue the text without it. What
+continues it is cut at lm-eval's stops, that of --samples too. In the chat style nothing is cut, and
+the reply's first code block counts that defines the function: --samples that are whole programs,
+with imports and helpers of their own, are scored with --prompt_style chat.
 """
 
 import re
@@ -26,7 +28,7 @@ from typing import Any
 from data.rows import check_text
 from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
 from eval.jail import to_literal
-from eval.metrics import pass_at_k
+from eval.metrics import pass_values
 from eval.sandbox import REASONS, Sandbox, Verdict, open_sandbox, run_tests
 from model.config import parse_config
 from model.run import run_main
@@ -157,11 +159,7 @@ def score_problem(
 
 def metric_values(items: Sequence[Mapping]) -> dict[str, list[float]]:
     """name -> one value per problem: pass@k for k = 1, 2, 4, ..., why others failed, distinct."""
-    n = min(len(item["correct"]) for item in items)
-    values = {
-        f"pass@{k}": [pass_at_k(len(i["correct"]), sum(i["correct"]), k) for i in items]
-        for k in (2**power for power in range(n.bit_length()))
-    }
+    values = pass_values("pass", [item["correct"] for item in items])
     for reason in REASONS[1:]:
         rates = [item["reasons"].count(reason) / len(item["reasons"]) for item in items]
         values[reason.replace(" ", "_")] = rates

@@ -1,11 +1,8 @@
 """What confines a program from inside: a script that locks itself in and then runs foreign code.
 
-eval.sandbox starts it with a job, a literal, as the first line of its input:
-
-    python -I -S -B eval/jail.py
-
-It needs the standard library alone. The process that starts enters namespaces of its own and forks;
-the child gives up its privileges, takes its limits, and plays one of two roles:
+eval.sandbox starts it as `python -I -S -B eval/jail.py`, with a job, a literal, as the first line
+of its input; it needs the standard library alone. The process that starts enters namespaces of its
+own and forks; the child gives up its privileges, takes its limits, and plays one of two roles:
 
     serve   run a program, then answer calls of its function over a pipe
     check   run the tests of a benchmark on a function that sends its calls over that pipe

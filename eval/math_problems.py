@@ -24,10 +24,11 @@ from functools import cache, partial
 
 from data.rows import check_text
 from eval.algebra import Algebra
-from eval.answers import pass_values, powers_of_two, until_stop, vote
+from eval.answers import vote
 from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
 from eval.latex import Canonical, canonical, compare, extract_answer, last_boxed, show
+from eval.metrics import pass_values
 from model.config import parse_config
 from model.run import run_main
 
@@ -62,7 +63,8 @@ def check_row(row: Mapping, where: str) -> dict:
     if answer is None or not answer.strip():
         raise ValueError(f"{where}: solution: expected the answer in \\boxed{{...}}")
     level = row.get("level")
-    return {"problem": problem, "answer": answer, "level": None if level is None else str(level)}
+    level = None if level is None else check_text(str(level), "level", where)
+    return {"problem": problem, "answer": answer, "level": level}
 
 
 def read_shots(config: MathConfig, problems: Sequence[Mapping]) -> list[Exemplar]:
@@ -90,14 +92,12 @@ def judge(
 def score_problem(
     problem: Mapping,
     completions: Sequence[str],
-    style: str = "chat",
     agrees: Callable[[Canonical, Canonical], bool] | None = None,
 ) -> dict:
     """Every completion's answer, the rule that found it, and the comparison that it passed."""
-    texts = [until_stop(text, STOPS[style]) for text in completions]
     truth, answers, rules, matches = canonical(problem["answer"]), [], [], []
     judge_once = cache(partial(judge, truth=truth, agrees=agrees))
-    for text in texts:
+    for text in completions:
         answer, rule = extract_answer(text)
         value = None if answer is None else canonical(answer)
         answers.append(None if value is None else show(value))
@@ -110,14 +110,14 @@ def score_problem(
         "rules": rules,
         "matches": matches,
         "correct": [match is not None for match in matches],
-        "distinct": len({" ".join(text.split()) for text in texts}),
+        "distinct": len({" ".join(text.split()) for text in completions}),
     }
 
 
 def metric_values(items: Sequence[Mapping]) -> Metrics:
     """name -> one value per problem; pass@k once more for each level, of its problems."""
     n = min(len(item["correct"]) for item in items)
-    values = pass_values(items, "pass", "correct", powers_of_two(n))
+    values = pass_values("pass", [item["correct"] for item in items])
     by_level = {}
     levels = [item["level"] for item in items]
     for level in sorted(set(levels)) if None not in levels else ():
@@ -143,7 +143,7 @@ def main() -> None:
     prompts = [build_prompt(p["problem"], shots, TEMPLATES[style]) for p in problems]
     with Algebra(config.sympy_seconds) if config.sympy else nullcontext() as algebra:
         agrees = algebra.agrees if algebra is not None else None
-        score = partial(score_problem, style=style, agrees=agrees)
+        score = partial(score_problem, agrees=agrees)
         task = Task("math_problems", problems, prompts, style != "chat", STOPS[style], score,
                     metric_values)  # fmt: skip
         run_benchmark(config, task)

@@ -20,6 +20,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return float(1 - np.prod(1 - k / np.arange(samples - correct + 1, samples + 1)))
 
 
+def powers_of_two(n: int) -> list[int]:
+    """The k of pass@k: 1, 2, 4, ... up to n."""
+    return [2**i for i in range(n.bit_length())]
+
+
+def pass_values(name: str, verdicts: Sequence[Sequence[bool]]) -> dict[str, list[float]]:
+    """name@k -> one value per problem, from the verdicts on its samples; k up to the fewest."""
+    return {
+        f"{name}@{k}": [pass_at_k(len(marks), sum(marks), k) for marks in verdicts]
+        for k in powers_of_two(min(map(len, verdicts)))
+    }
+
+
 def majority_vote(answers: Sequence[Hashable | None], truth: Hashable) -> float:
     """1 if the commonest answer is the true one; a tie counts its share, None does not vote.
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.rows import check_text, read_rows
-from eval.answers import until_stop, vote
+from eval.answers import vote
 from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
 from model.config import parse_config
 from model.run import run_main
@@ -61,8 +61,9 @@ def check_row(row: Mapping, where: str) -> dict:
     """question, options (without the "N/A" at their end), answer (a letter), category, chain."""
     problem = {key: check_text(row.get(key), key, where) for key in ("question", "category")}
     options = row.get("options")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+    if not isinstance(options, list):
         raise ValueError(f"{where}: options: expected a list of texts")
+    options = [check_text(option, f"options[{i}]", where) for i, option in enumerate(options)]
     while options[-1:] == ["N/A"]:  # within the list it would shift the letters
         options = options[:-1]
     if not 2 <= len(options) <= len(LETTERS):
@@ -162,9 +163,8 @@ def extract_letter(text: str, options: int) -> tuple[str | None, str | None]:
 
 
 def score_problem(problem: Mapping, completions: Sequence[str]) -> dict:
-    texts = [until_stop(text, STOP) for text in completions]
-    found = [extract_letter(text, len(problem["options"])) for text in texts]
-    authors = [authors_letter(text) for text in texts]
+    found = [extract_letter(text, len(problem["options"])) for text in completions]
+    authors = [authors_letter(text) for text in completions]
     first = [letter if stage == "answer is" else None for letter, stage in authors]
     return {
         "category": problem["category"],
@@ -211,7 +211,8 @@ def main() -> None:
     shots = read_shots(config, problems)
     prompts = [build_prompt(problem, shots) for problem in problems]
     raw = config.prompt_style == "text"
-    task = Task("mmlu_pro", problems, prompts, raw, STOP, score_problem, metric_values)
+    stop = STOP if raw else ()  # a reply may restate the question
+    task = Task("mmlu_pro", problems, prompts, raw, stop, score_problem, metric_values)
     run_benchmark(config, task)
 
 

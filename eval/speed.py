@@ -4,6 +4,8 @@
     python -m eval.speed logps --rows 8192 --width 4096 --vocab 128256 --device cuda
     python -m eval.speed train                      training steps, ours and those of trl
     python -m eval.speed train --model DIR --data PAIRS.jsonl --threads 2 --out runs/speed-train
+    python -m eval.speed generate                   completions, ours and those of transformers
+    python -m eval.speed generate --model DIR --mixed 64
 
 The first word is the question; `python -m eval.speed logps --help` lists its options. All variants
 run in one command and take turns (A B C, B C A, ...), so that noise hits all alike; what is
@@ -28,7 +30,7 @@ import torch
 
 from model.run import git_commit, run_main
 
-QUESTIONS = ("logps", "train")
+QUESTIONS = ("logps", "train", "generate")
 PACKAGES = ("torch", "triton", "trl", "transformers", "peft", "accelerate")
 BUSY = 0.25  # load of other programs, per core, from which on a machine is called busy
 SLOW = 5e9  # FLOP/s of a dtype that a device emulates
@@ -48,6 +50,10 @@ def main() -> None:
         from eval import speed_train
 
         speed_train.main(words)
+    elif question == "generate":
+        from eval import speed_generate
+
+        speed_generate.main(words)
     else:
         known = " or ".join(QUESTIONS)
         raise ValueError(f"expected a question, {known}, got {question!r}; see --help")

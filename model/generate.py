@@ -313,4 +313,4 @@ def pool_size(
     dtype = model.compute_dtype or model.embed_tokens.weight.dtype
     budget = cache_bytes // (numbers * torch.promote_types(dtype, torch.float32).itemsize)
     each = [pages_of(len(p)) + pages_of(limit) for p, limit in zip(prompts, limits, strict=True)]
-    return 1 + max(max(each), min(budget - 1, sum(each)))
+    return 1 + max(max(each), min(budget - 1, sum(each) + len(each)))  # one is kept free for each

@@ -131,7 +131,7 @@ def write_run_config(config: Any, out_dir: Path) -> None:
 def write_text(file: Path, text: str) -> None:
     """Write beside the file and rename, so that a crash leaves the old file or the new one."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 

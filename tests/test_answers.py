@@ -21,10 +21,7 @@ from eval.answers import (
     flexible_number,
     guessing_floors,
     is_correct,
-    pass_values,
-    powers_of_two,
     strict_number,
-    until_stop,
     vote,
 )
 from eval.metrics import pass_at_k
@@ -204,7 +201,7 @@ def test_guessing_floor_is_the_mean_over_the_other_problems(tolerance: Fraction)
         assert floor == pytest.approx(expected, abs=1e-12)
 
 
-def test_votes_and_pass_values_of_an_item() -> None:
+def test_votes_of_an_item() -> None:
     """Two of the first four are right, in two spellings, and two say 4; then 4 leads."""
     item = {
         "answer": "5",
@@ -214,17 +211,6 @@ def test_votes_and_pass_values_of_an_item() -> None:
     assert vote(item, 4) == 0.5  # two each: without the spellings' union it were 0
     assert vote(item, 3) == 1.0
     assert vote(item, 6) == 0.0
-    assert pass_values([item], "pass", "correct", [1, 2]) == {
-        "pass@1": [pytest.approx(2 / 6)],
-        "pass@2": [pytest.approx(1 - (4 * 3) / (6 * 5))],
-    }
-    assert powers_of_two(1) == [1] and powers_of_two(8) == [1, 2, 4, 8] == powers_of_two(15)
-
-
-def test_what_follows_a_stop_text_does_not_count() -> None:
-    text = "#### 4\n\nQuestion: 2 + 3?\nQ: #### 5"
-    assert until_stop(text, ("Q:", "Question:")) == "#### 4\n\n"
-    assert until_stop(text, ("Problem:",)) == until_stop(text, ()) == text
 
 
 def test_the_rules_are_the_documented_ones() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import sample
 import train
-from eval import arithmetic
+from eval import arithmetic, benchmark, gsm8k, humaneval, ifeval, math_problems, mmlu_pro
 from model.config import field_comments, parse_config, to_json
 from model.run import run_main
 
@@ -97,8 +97,46 @@ def test_help_is_the_comments(capsys):
     assert "--beta [0.1]    weight of the reference" in out and "what to read" in out
 
 
+@dataclass(frozen=True)
+class Inherited(Example):
+    """A field of its own, and two of Example's: another default, and another meaning too."""
+
+    epochs: int = 1  # passes over the data
+    steps: int = 9  # optimiser steps
+    name: str = "big"  # what the larger one is called
+
+
+def test_an_inherited_field_has_its_default_and_comment_where_they_were_written_last(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(Inherited, ["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-7:] == [
+        "--steps [9]    optimiser steps",
+        "--beta [0.1]    weight of the reference",
+        "--name [big]    what the larger one is called",
+        "--verbose [False]    say more",
+        "--limit [None]    at most so many",
+        "--files [a]    what to read",
+        "--epochs [1]    passes over the data",
+    ]
+    assert field_comments(Example)["name"] == "what it is called"
+
+
+SCRIPTS = [
+    train.TrainConfig,
+    sample.SampleConfig,
+    benchmark.BenchmarkConfig,
+    arithmetic.ArithmeticConfig,
+    gsm8k.Gsm8kConfig,
+    humaneval.HumanEvalConfig,
+    ifeval.IfevalConfig,
+    math_problems.MathConfig,
+    mmlu_pro.MmluProConfig,
+]
+
+
 def test_every_flag_of_every_script_has_its_help():
-    for script in (train.TrainConfig, sample.SampleConfig, arithmetic.ArithmeticConfig):
+    for script in SCRIPTS:
         comments = field_comments(script)
         assert comments.keys() == {field.name for field in dataclasses.fields(script)}
         assert all(len(comment) > 5 for comment in comments.values())

@@ -17,7 +17,7 @@ import pytest
 
 from eval import gsm8k
 from eval.exemplars import build_prompt, read_exemplars
-from eval.gsm8k import TEMPLATES, check_row, difficulty, score_problem
+from eval.gsm8k import TEMPLATES, check_row, difficulty
 
 PROBLEMS = [{"question": f"Problem {i}?", "answer": f"So.\n#### {n}"} for i, n in enumerate("787")]
 COMPLETIONS = [
@@ -103,15 +103,22 @@ def test_one_problem_has_no_floor(run, tmp_path: Path) -> None:
     assert "pass@4" in values and not any(name.startswith("floor") for name in values)
 
 
-def test_the_marker_and_the_stops_are_those_of_the_style() -> None:
-    problem = check_row(PROBLEMS[0], "here")
-    recital = "So. The answer is 7.\n\nQ: another?\nA: The answer is 8."
-    item = score_problem(problem, [recital], "cot")
-    assert (item["answers"], item["strict_answers"]) == (["7"], ["7"])
-    item = score_problem(problem, [recital], "5shot")
-    assert (item["answers"], item["strict_answers"]) == (["8"], [None])
-    item = score_problem(problem, ["#### 7\n\nQuestion: another?\nAnswer: #### 8"], "5shot")
-    assert (item["answers"], item["strict_answers"]) == (["7"], ["7"])
+@pytest.mark.parametrize(
+    ("style", "text", "answer", "strict"),
+    [
+        ("cot", "So. The answer is 7.\n\nQ: another?\nA: The answer is 8.", "7", "7"),
+        ("5shot", "So. The answer is 7.\n\nQ: another?\nA: The answer is 8.", "8", None),
+        ("5shot", "#### 7\n\nQuestion: another?\nAnswer: #### 8", "7", "7"),
+        ("chat", "Question: the first?\n#### 7\nQuestion: another?\n#### 8", "8", "8"),
+    ],
+)
+def test_the_marker_and_the_stops_are_those_of_the_style(
+    run, tmp_path: Path, style: str, text: str, answer: str, strict: str | None
+) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", PROBLEMS[:1])
+    samples = write_samples(tmp_path / "samples.jsonl", [[text]])
+    _, [item] = run("--data", data, "--samples", samples, "--prompt_style", style)
+    assert (item["answers"], item["strict_answers"]) == ([answer], [strict])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -243,6 +250,21 @@ def test_split_file_by_hand(split: dict[str, str]) -> None:
     assert len(content["data_sha256"]) == len(content["samples_sha256"]) == 64
     firsts = {row["first_sha256"] for row in content["problems"]}
     assert firsts == {hashlib.sha256(b"#### 8").hexdigest()}
+
+
+def test_a_split_is_made_of_what_stands_before_the_stop(run, tmp_path: Path, split) -> None:
+    """In the style cot the first of 64 is right; a recital of the next problem does not count."""
+    recital = ["The answer is 7.\n\nQ: another?\nA: The answer is 8."] * 64
+    samples = write_samples(tmp_path / "recital.jsonl", [recital] * 5)
+    flags = ("--data", split["data"], "--samples", samples, "--prompt_style", "cot")
+    run(*flags, "--write_split", str(tmp_path / "cot.json"))
+    rows = json.loads((tmp_path / "cot.json").read_text())["problems"]
+    assert {row["first_correct"] for row in rows} == {1}
+    cut = write_samples(tmp_path / "cut.jsonl", [["The answer is 7.\n\n"]] * 5)
+    for file in (samples, cut):  # as they were made, and as they would be drawn here
+        own = ("--data", split["data"], "--samples", file, "--prompt_style", "cot")
+        with pytest.raises(ValueError, match="--split was made from these completions"):
+            run(*own, "--split", str(tmp_path / "cot.json"))
 
 
 def test_metrics_of_each_difficulty_by_hand(run, tmp_path: Path, split) -> None:

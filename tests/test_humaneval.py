@@ -244,6 +244,30 @@ def test_the_source_s_smoke_test(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("style", "completion", "correct"),
+    [
+        ("raw", BODY + "\n\ndef area(r):\n    return 0\n", True),  # cut at the next function
+        ("raw", "import math\n\n" + WHOLE, False),  # cut at its only one
+        ("chat", "import math\n\n" + WHOLE, True),  # a whole program is not cut
+        ("chat", f"# Area\n\n```python\n# pi\n{WHOLE}```\nif r is 1", True),
+    ],
+)
+def test_samples_are_cut_at_the_stops_of_a_raw_prompt(
+    style: str, completion: str, correct: bool, tmp_path: Path
+) -> None:
+    data, samples = tmp_path / "data.jsonl", tmp_path / "samples.jsonl"
+    data.write_text(json.dumps(PROBLEM) + "\n")
+    samples.write_text(json.dumps({"index": 0, "completions": [completion]}) + "\n")
+    done = run_command(
+        "--data", str(data), "--samples", str(samples), "--out", str(tmp_path / "out"),
+        "--prompt_style", style, *CONSENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    item = json.loads((tmp_path / "out" / "items.jsonl").read_text())
+    assert item["correct"] == [correct]
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "pass --allow_code_execution true"),

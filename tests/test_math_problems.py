@@ -14,7 +14,7 @@ import pytest
 
 from eval import math_problems
 from eval.exemplars import build_prompt
-from eval.math_problems import TEMPLATES, check_row, score_problem
+from eval.math_problems import TEMPLATES, check_row
 
 PROBLEMS = [
     {"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "level": "Level 1"},
@@ -102,11 +102,12 @@ def test_levels_are_left_out_where_a_row_has_none(run, samples: str) -> None:
     assert not any("/" in name for name in values)
 
 
-def test_what_follows_the_stop_of_the_style_does_not_count() -> None:
-    problem = check_row(PROBLEMS[0], "here")
+@pytest.mark.parametrize(("style", "answer"), [("4shot", "1/2"), ("chat", "3")])
+def test_the_stop_is_that_of_the_style(run, tmp_path: Path, style: str, answer: str) -> None:
     text = r"\boxed{\frac12}" + "\n\nProblem:\nAnother?\n\nSolution: \\boxed{3}"
-    assert score_problem(problem, [text], "4shot")["correct"] == [True]
-    assert score_problem(problem, [text], "chat")["answers"] == ["3"]
+    samples = write_jsonl(tmp_path / "samples.jsonl", [{"index": 0, "completions": [text]}])
+    _, [item] = run("--samples", samples, "--prompt_style", style, problems=PROBLEMS[:1])
+    assert item["answers"] == [answer]
 
 
 def test_prompts_by_hand() -> None:

@@ -9,7 +9,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from eval.metrics import bootstrap_interval, majority_vote, paired_difference, pass_at_k
+from eval.metrics import (
+    bootstrap_interval,
+    majority_vote,
+    paired_difference,
+    pass_at_k,
+    pass_values,
+    powers_of_two,
+    split_weights,
+    weighted_mean,
+)
 
 
 def test_pass_at_k_by_hand() -> None:
@@ -39,6 +48,23 @@ def test_pass_at_k_refuses_more_than_there_is() -> None:
     for k in (0, 9):
         with pytest.raises(ValueError, match="1 <= k <= 8"):
             pass_at_k(8, 3, k)
+
+
+def test_powers_of_two_up_to_n() -> None:
+    assert [powers_of_two(n) for n in (1, 2, 3, 8)] == [[1], [1, 2], [1, 2], [1, 2, 4, 8]]
+    assert powers_of_two(15) == [1, 2, 4, 8]
+
+
+def test_pass_values_by_hand() -> None:
+    """2 right of 6, 1 of 3: pass@2 is 1 - C(4,2)/C(6,2) = 3/5 and 1 - C(2,2)/C(3,2) = 2/3.
+
+    The second has three samples, so that there is no pass@4.
+    """
+    verdicts = [[True, True, False, False, False, False], [False, True, False]]
+    values = pass_values("valid", verdicts)
+    assert values.keys() == {"valid@1", "valid@2"}
+    assert values["valid@1"] == pytest.approx([1 / 3, 1 / 3])
+    assert values["valid@2"] == pytest.approx([3 / 5, 2 / 3])
 
 
 def test_majority_vote_by_hand() -> None:
@@ -87,3 +113,48 @@ def test_wrong_input_is_named() -> None:
         bootstrap_interval([])
     with pytest.raises(ValueError, match="the same problems, got 2 and 3"):
         paired_difference([0, 1], [0, 1, 1])
+
+
+# ------------------------------------------------------------------------------------------------
+# weights
+
+
+def test_weights_by_hand() -> None:
+    """(1/2, weight 1), (1, weight 2), (0, weight 3): (1/2 + 2 + 0) / 6; without weights 1/2."""
+    assert weighted_mean([(0.5, 1), (1, 2), (0, 3)]) == pytest.approx(2.5 / 6, abs=1e-15)
+    assert weighted_mean([0.5, 1, 0]) == 0.5
+    numbers, weights = split_weights([(0.5, 1), (1, 2)])
+    assert (numbers.tolist(), weights.tolist()) == ([0.5, 1], [1, 2])
+    numbers, weights = split_weights([0.5, 1])
+    assert (numbers.tolist(), weights.tolist()) == ([0.5, 1], [1, 1])
+
+
+def test_weighted_bootstrap_by_hand() -> None:
+    """0 with weight 1 and 1 with weight 3: of four resamples the means are 0, 3/4, 3/4 and 1.
+
+    So the middle half is 3/4 and the outer quarters are 0 and 1; without weights it is 1/2.
+    """
+    pairs = [(0, 1), (1, 3)]
+    assert bootstrap_interval(pairs, confidence=0.4) == pytest.approx((0.75, 0.75))
+    assert bootstrap_interval(pairs, confidence=0.6) == (0, 1)
+    assert bootstrap_interval([0, 1], confidence=0.4) == (0.5, 0.5)
+
+
+def test_equal_weights_are_none() -> None:
+    values = np.random.default_rng(0).random(30)
+    pairs = [(value, 7) for value in values]
+    assert weighted_mean(pairs) == pytest.approx(weighted_mean(values), abs=1e-15)
+    assert bootstrap_interval(pairs) == pytest.approx(bootstrap_interval(values), abs=1e-15)
+
+
+def test_weighted_paired_difference_by_hand() -> None:
+    """Differences 1 with weight 1 and -1/2 with weight 3: (1 - 3/2) / 4; resampled, -1/2 to 1."""
+    ours, theirs = [(1, 1), (0, 3)], [(0, 1), (0.5, 3)]
+    assert paired_difference(ours, theirs) == pytest.approx((-1 / 8, -1 / 2, 1))
+    with pytest.raises(ValueError, match="the same problems, got other weights"):
+        paired_difference(ours, [(0, 1), (0.5, 2)])
+
+
+def test_a_problem_without_weight_is_left_out() -> None:
+    with pytest.raises(AssertionError, match="leave it out"):
+        weighted_mean([(0.5, 0)])

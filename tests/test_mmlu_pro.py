@@ -21,7 +21,6 @@ from eval.mmlu_pro import (
     build_prompt,
     check_row,
     extract_letter,
-    score_problem,
 )
 
 PROBLEM = {"question": "Which?", "options": ["x", "y", "z"], "answer": "C", "category": "law"}
@@ -98,10 +97,14 @@ def test_hostile_text_costs_little(piece: str) -> None:
     assert time.process_time() - start < 4
 
 
-def test_item_of_a_completion_that_goes_on() -> None:
+def test_item_of_a_completion_that_goes_on(run, tmp_path: Path) -> None:
     """The first says C before it invents a next question, and A, a letter alone, is no answer."""
     texts = ["The answer is (C).\n\nQuestion: more?\nThe answer is (A).", "A man", "(B)"]
-    assert score_problem(check_row(PROBLEM, "here"), texts) == {
+    data = write_jsonl(tmp_path / "data", [PROBLEM])
+    row = {"index": 0, "completions": texts}
+    run("--data", data, "--samples", write_jsonl(tmp_path / "samples", [row]))
+    assert json.loads((tmp_path / "out" / "items.jsonl").read_text()) == {
+        "index": 0,
         "category": "law",
         "answer": "C",
         "answers": ["C", None, "B"],
@@ -227,6 +230,7 @@ def test_padding_is_no_option() -> None:
     [
         ({"question": None}, "here: question: expected a text, got null"),
         ({"options": "xyz"}, "here: options: expected a list of texts"),
+        ({"options": ["x", 2]}, r"here: options\[1\]: expected a text, got a number"),
         ({"options": ["x", "N/A"]}, "here: options: expected 2 to 10, got 1"),
         ({"answer": "D"}, "here: answer: expected a letter up to C, got 'D'"),
         ({"answer": "AB"}, "here: answer: expected a letter up to C, got 'AB'"),

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from data.chat import CHAT_FORMATS, bind_tokens, encode_completion
-from data.prompts import completion_text, prompt_lines, read_prompts, text_prompt, with_system
+from data.prompts import (
+    Replies,
+    completion_text,
+    cut_at_stop,
+    prompt_lines,
+    read_prompts,
+    text_prompt,
+    with_system,
+)
 from data.tokenizer import load_tokenizer
 
 
@@ -82,3 +90,48 @@ def test_completion_text_undoes_encode_completion(mistral_tokenizer_dir, name):
     for text in ("3 + 4 = 7", "größer\n\nthan", "a  b"):
         ids = encode_completion(text, chat_format, tokenizer)
         assert completion_text(ids[:-1], chat_format, tokenizer) == text
+
+
+# ------------------------------------------------------------------------------------------------
+# replies
+
+
+def test_a_text_is_cut_at_the_first_of_its_stops():
+    assert cut_at_stop("ab Q: c\nA: d Q:", ("A:", "Q:")) == "ab "
+    assert cut_at_stop("ab", ("Q:",)) == cut_at_stop("ab", ()) == "ab"
+    assert cut_at_stop("Q: ab", ("Q:",)) == ""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(Path(__file__).resolve().parents[1] / "data" / "tiny")
+
+
+def replies(name: str, tokenizer, stop: tuple[str, ...] = ()) -> Replies:
+    return Replies(bind_tokens(CHAT_FORMATS[name], tokenizer), tokenizer, stop)
+
+
+@pytest.mark.parametrize("name", ["plain", "none"])  # with and without a space before a reply
+def test_a_reply_ends_before_its_stop_text_and_its_end_of_turn_token(tokenizer, name):
+    format = bind_tokens(CHAT_FORMATS[name], tokenizer)
+    ids = encode_completion("3 + 4 = 7 books\n#### 7", format, tokenizer)
+    assert ids[-1] == tokenizer.eos_id
+    whole = replies(name, tokenizer)
+    assert whole.text(ids) == whole.text(ids[:-1]) == "3 + 4 = 7 books\n#### 7"
+    assert replies(name, tokenizer, ("####", "books")).text(ids) == "3 + 4 = 7 "
+    assert replies(name, tokenizer, ("stars",)).text(ids) == whole.text(ids)
+    assert whole.text([]) == whole.text([tokenizer.eos_id]) == ""
+
+
+@pytest.mark.parametrize("stop, tokens", [("3", 1), ("4 = 7", 7), ("ook", 8), ("s\n##", 9)])
+def test_a_stop_text_is_found_once_it_is_whole(tokenizer, stop, tokens):
+    """The tokens: 3, +, space, 4, =, space, 7, books, end of line with ####, space, 7."""
+    ids = tokenizer.encode_continuation("3 + 4 = 7 books\n#### 7")
+    assert len(ids) == 11
+    found = [replies("none", tokenizer, ("x", stop)).find_stop(ids[:i]) for i in range(12)]
+    assert found == [i >= tokens for i in range(12)]
+    assert not replies("none", tokenizer).find_stop(ids)
+
+
+def test_what_ends_a_reply_is_the_end_of_turn_and_eos(tokenizer):
+    assert replies("plain", tokenizer).stop_ids == [tokenizer.eos_id]

@@ -124,7 +124,7 @@ def kept(logits: torch.Tensor, sampling: Sampling) -> list[bool]:
 
 @pytest.mark.parametrize("sampling", OPTIONS, ids=str)
 def test_first_token_has_the_distribution_of_transformers(sampling):
-    """40 000 seeds, 700 tokens (three blocks) against transformers' probabilities: chi-square, rare tokens pooled."""
+    """40 000 seeds, 700 tokens (three blocks): chi-square, rare tokens pooled."""
     draws = 40_000
     logits = torch.randn(1, 700, generator=torch.Generator().manual_seed(3)) * 2
     seeds, positions = torch.arange(draws), torch.zeros(draws, dtype=torch.long)

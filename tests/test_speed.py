@@ -129,13 +129,16 @@ def test_exit_code_and_message_of_the_command():
     command = [sys.executable, "-m", "eval.speed", "speed"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: expected a question, logps or train, got 'speed'; see --help\n"
+    assert (
+        done.stderr
+        == "error: expected a question, logps or train or generate, got 'speed'; see --help\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected a question, logps or train, got ''"),
+        ([], "expected a question, logps or train or generate, got ''"),
         (["logps", "--row", "3"], r"unknown flag --row \(did you mean --rows\?\)"),
         (["train", "--pairs", "3"], "unknown flag --pairs"),
     ],
