@@ -21,6 +21,7 @@ from model.config import to_json
 from model.parallel import (
     device_of_rank,
     end_distributed,
+    end_rank,
     init_distributed,
     is_main,
     lost_rank,
@@ -35,6 +36,16 @@ PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
 
 def run_main(main: Callable[[], None]) -> None:
     """Run `main` on every rank; a user's mistake ends with one message and exit code 2."""
+    try:
+        run_guarded(main)
+    except SystemExit as end:
+        end_rank(end.code)  # a number: see `fail`
+        raise
+    end_rank(0)
+
+
+def run_guarded(main: Callable[[], None]) -> None:
+    """SystemExit with a message instead of what a user's mistake raises."""
     try:
         init_distributed()
         main()

@@ -264,3 +264,14 @@ def test_logits_that_are_not_finite_are_an_error(temperature):
 
 def test_no_prompts_no_completions():
     assert list(generate(random_model(), [], [], 5)) == []
+
+
+@pytest.mark.gpu
+def test_the_cached_path_is_the_plain_forward_on_cuda():
+    model = random_model().cuda()
+    for prompt, completion in zip(PROMPTS, complete(model, PROMPTS, [1, 2, 3], 100), strict=True):
+        ids = torch.tensor([prompt + completion.ids], device="cuda")
+        logits = model(ids)[0, len(prompt) - 1 : -1].double()
+        chosen = ids[0, len(prompt) :, None]
+        logps = logits.log_softmax(-1).gather(1, chosen)[:, 0]
+        assert completion.logps == pytest.approx(logps.sum().item(), abs=1e-2)
