@@ -16,6 +16,7 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,17 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
     end.record()
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1e3
+
+
+def run_module(module: str, words: Sequence[str], threads: int | None) -> str | None:
+    """`python -m module words` in a fresh process; out: the last line of its complaint, if any."""
+    pinned = {} if threads is None else {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = os.environ | {name: str(value) for name, value in pinned.items()}
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

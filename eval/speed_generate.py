@@ -21,9 +21,6 @@ same, token for token, when a quarter as many are drawn beside them.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +39,7 @@ from eval.speed import (
     markdown_table,
     over,
     pin_threads,
+    run_module,
     shown,
     spread,
     take_turns,
@@ -181,16 +179,12 @@ def run_turns(
 
 def run_process(job: Job) -> tuple[dict | None, str]:
     """What `run_variant` says in a fresh process, or None and the last line of its complaint."""
-    threads = job["threads"]
-    pinned = {} if threads is None else {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment = os.environ | {name: str(value) for name, value in pinned.items()}
     with tempfile.TemporaryDirectory() as folder:
         asked, said = Path(folder) / "job.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "eval.speed_decode", str(asked), str(said)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            return None, (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = run_module("eval.speed_decode", [str(asked), str(said)], job["threads"])
+        if reason is not None:
+            return None, reason
         return json.loads(said.read_text()), ""
 
 

@@ -24,9 +24,6 @@ of the factor in time.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,6 +45,7 @@ from eval.speed import (
     load_average,
     matrix_rate,
     pin_threads,
+    run_module,
     take_turns,
     warn_if_busy,
     write_summary,
@@ -256,10 +254,7 @@ def run_turns(
 def run_process(fields: dict[str, Any], threads: int | None) -> tuple[dict | None, str]:
     """What eval.speed_step writes, or None and the last line of its complaint."""
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    pinned = {} if threads is None else {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment = os.environ | {name: str(value) for name, value in pinned.items()}
-    command = [sys.executable, "-m", "eval.speed_step", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or ["no message"])[-1]
+    reason = run_module("eval.speed_step", words, threads)
+    if reason is not None:
+        return None, reason
     return json.loads(Path(fields["out"]).read_text()), ""

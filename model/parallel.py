@@ -170,12 +170,6 @@ def share(count: int) -> range:
     return range(rank(), count, world_size())
 
 
-def gather_shares(values: list[Any]) -> list[Any]:
-    """What all ranks have made of their `share`, in the order of the items."""
-    shares = gather_json(values)
-    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
-
-
 # ------------------------------------------------------------------------------------------------
 # sharding
 

@@ -56,8 +56,8 @@ def write_samples(
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = describe(model, prompts, drawing, reference)
     done = take_up(out, settings, len(prompts))
-    own = [index for index in range(len(prompts)) if index not in done]
-    own = own[parallel.rank() :: parallel.world_size()]
+    missing = [index for index in range(len(prompts)) if index not in done]
+    own = [missing[i] for i in parallel.share(len(missing))]
     rows = complete(model, prompts, own, drawing, find_stop, cache_bytes)
     written = 0
     with parallel.in_lockstep(model), part_file(out).open("a", encoding="utf-8") as file:
