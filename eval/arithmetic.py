@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.problems import check_solution, extract_answer
-from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
+from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
 from eval.metrics import majority_vote, pass_values
+from eval.results import Metrics
 from model.config import parse_config
 from model.run import run_main
 

@@ -2,14 +2,10 @@
 
 A benchmark is a `Task`: prompts, a function that scores the completions of one problem, and one
 that makes of all scored problems a value per problem for each metric. OUT gets
-
-    summary.json   every metric with its 95% bootstrap interval over problems, the settings
-    items.jsonl    one problem a line: the verdict on each completion, and why
-    samples.jsonl  the completions, where they were drawn here; a run that was stopped goes on
+the files of `eval/results.py` and samples.jsonl, the completions, where they were drawn here; a run
+that was stopped goes on.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +14,15 @@ from data.chat import ChatFormat, detect_chat_format, encode_prompts
 from data.prompts import Replies, cut_at_stop
 from data.rows import check_text, read_rows
 from data.tokenizer import Tokenizer, load_tokenizer
-from eval.metrics import bootstrap_interval, paired_difference, weighted_mean
+from eval.results import Metrics, data_digest, read_baseline, report
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
 from model.generate import check_prompt
-from model.run import choose_device, write_text
+from model.run import choose_device
 from model.samples import Drawing, write_samples
 from model.sampling import Sampling, completion_seeds
 
-Metrics = dict[str, Sequence[float] | Sequence[tuple[float, float]]]
 GENERATION = (  # flags that say how completions are drawn: unknown for those made elsewhere
     "model", "adapter", "n", "temperature", "top_k", "top_p", "min_p", "max_new_tokens", "seed",
     "chat_format", "dtype", "device", "cache_gb", "shard",
@@ -67,13 +62,14 @@ class Task:
     raw: bool  # the prompt is continued as it stands; else it is a user message of a chat
     stop: tuple[str, ...]  # texts that end a completion
     score: Callable[[Mapping, Sequence[str]], dict]  # a problem, its completions -> its item
-    metrics: Callable[[Sequence[Mapping]], Metrics]  # items -> a value (with weight) per problem
+    metrics: Callable[[Sequence[Mapping]], Metrics]  # items -> see eval/results.py
 
 
 def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
     """From the flags to the results in OUT and the table; out: the items, on rank 0."""
     check_config(config)
-    baseline = read_baseline(config, task) if config.baseline is not None else {}
+    known = (task.name, data_digest(config.data), len(task.problems))
+    baseline = read_baseline(config.baseline, *known, task.metrics)
     if config.samples is None:
         write_completions(config, task)
     if not parallel.is_main():
@@ -82,11 +78,8 @@ def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
     completions = read_completions(samples, len(task.problems), task.stop)
     rows = zip(task.problems, completions, strict=True)
     items = [{"index": i} | task.score(*row) for i, row in enumerate(rows)]
-    values = task.metrics(items)
-    metrics = summarize(values) | differences(values, baseline)
-    write_results(Path(config.out), task.name, settings_of(config, samples), items, metrics)
-    print_table(metrics)
-    print(f"{len(items)} problems, 95% intervals over problems; details in {config.out}")
+    settings = settings_of(config, samples)
+    report(Path(config.out), task.name, settings, items, task.metrics, baseline)
     return items
 
 
@@ -205,85 +198,8 @@ def read_completions(path: Path, problems: int, stop: Sequence[str]) -> list[lis
     return [by_index[index] for index in range(problems)]
 
 
-# ------------------------------------------------------------------------------------------------
-# results
-
-
-def summarize(values: Metrics) -> dict[str, dict[str, float]]:
-    """name -> value, low, high: the (weighted) mean over problems and its 95% interval."""
-    metrics = {}
-    for name, per_problem in values.items():
-        low, high = bootstrap_interval(per_problem)
-        metrics[name] = {"value": weighted_mean(per_problem), "low": low, "high": high}
-    return metrics
-
-
-def read_results(folder: Path) -> tuple[dict, list[dict]]:
-    """(summary, items) that an earlier run left in a folder."""
-    for name in ("summary.json", "items.jsonl"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"--baseline expects the results folder of an earlier run; {folder} has no {name}"
-            )
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict) or not isinstance(summary.get("settings"), dict):
-        raise ValueError(f"{folder / 'summary.json'}: expected the summary of an earlier run")
-    return summary, [row for _, row in read_rows(folder / "items.jsonl")]
-
-
-def read_baseline(config: BenchmarkConfig, task: Task) -> Metrics:
-    """The values per problem of an earlier run; ValueError unless it had the same problems."""
-    summary, items = read_results(Path(config.baseline))
-    here = (task.name, data_digest(config), len(task.problems))
-    there = (summary.get("task"), summary["settings"].get("data_sha256"), len(items))
-    if here != there:
-        raise ValueError(
-            f"--baseline {config.baseline}: expected results of {here[0]} on the same problems "
-            f"({here[2]} of --data {config.data}), got {there[0]} on {there[2]}, or of another file"
-        )
-    try:
-        return task.metrics(items)
-    except (KeyError, TypeError, AttributeError) as error:
-        file = Path(config.baseline) / "items.jsonl"
-        raise ValueError(f"{file}: not the items of an earlier run: {error!r}") from error
-
-
-def differences(values: Metrics, baseline: Metrics) -> dict[str, dict[str, float]]:
-    """Ours minus the baseline's, paired by problem, for each metric that both have."""
-    result = {}
-    for name in values:
-        if name in baseline and len(values[name]) == len(baseline[name]):
-            value, low, high = paired_difference(values[name], baseline[name])
-            result[f"{name} - baseline"] = {"value": value, "low": low, "high": high}
-    return result
-
-
-def data_digest(config: BenchmarkConfig) -> str:
-    return hashlib.sha256(Path(config.data).read_bytes()).hexdigest()
-
-
 def settings_of(config: BenchmarkConfig, samples: Path) -> dict:
     """Every flag and the SHA-256 of data and completions; null: not known here."""
-    settings = asdict(config) | {"data_sha256": data_digest(config)}
-    settings["samples_sha256"] = hashlib.sha256(samples.read_bytes()).hexdigest()
+    settings = asdict(config) | {"data_sha256": data_digest(config.data)}
+    settings["samples_sha256"] = data_digest(samples)
     return settings | (dict.fromkeys(GENERATION) if config.samples is not None else {})
-
-
-def write_results(
-    out: Path, task: str, settings: Mapping, items: Sequence[Mapping], metrics: Mapping
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-    write_text(out / "items.jsonl", "".join(lines))
-    summary = {"task": task, "settings": settings, "problems": len(items), "metrics": metrics}
-    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def print_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    width = max(map(len, metrics))
-    print(f"{'':{width}}    value      low     high")
-    for name, row in metrics.items():
-        print(f"{name:{width}}  {row['value']:7.4f}  {row['low']:7.4f}  {row['high']:7.4f}")

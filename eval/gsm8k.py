@@ -45,17 +45,10 @@ from eval.answers import (
     strict_number,
     vote,
 )
-from eval.benchmark import (
-    BenchmarkConfig,
-    Metrics,
-    Task,
-    data_digest,
-    read_completions,
-    read_problems,
-    run_benchmark,
-)
+from eval.benchmark import BenchmarkConfig, Task, read_completions, read_problems, run_benchmark
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
 from eval.metrics import pass_values, powers_of_two
+from eval.results import Metrics, data_digest
 from model.config import parse_config
 from model.run import run_main, write_text
 
@@ -214,7 +207,7 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
         )
     split = {
         "task": "gsm8k",
-        "data_sha256": data_digest(config),
+        "data_sha256": data_digest(config.data),
         "samples_sha256": digest(Path(config.samples).read_bytes()),
         "problems": rows,
     }
@@ -235,7 +228,7 @@ def read_split(config: Gsm8kConfig, problems: int) -> list[dict]:
         made_of = split["data_sha256"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"--split {config.split}: not a file that --write_split made") from None
-    if made_of != data_digest(config):
+    if made_of != data_digest(config.data):
         raise ValueError(f"--split {config.split} was made of other problems than --data")
     if len(rows) < problems:
         raise ValueError(

@@ -19,8 +19,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from data.rows import check_text
-from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
+from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
 from eval.instructions import LANGUAGE_KINDS, check_arguments, judge
+from eval.results import Metrics
 from model.config import parse_config
 from model.run import run_main
 

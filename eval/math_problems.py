@@ -25,10 +25,11 @@ from functools import cache, partial
 from data.rows import check_text
 from eval.algebra import Algebra
 from eval.answers import vote
-from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
+from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
 from eval.latex import Canonical, canonical, compare, extract_answer, last_boxed, show
 from eval.metrics import pass_values
+from eval.results import Metrics
 from model.config import parse_config
 from model.run import run_main
 

@@ -28,7 +28,8 @@ from pathlib import Path
 
 from data.rows import check_text, read_rows
 from eval.answers import vote
-from eval.benchmark import BenchmarkConfig, Metrics, Task, read_problems, run_benchmark
+from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
+from eval.results import Metrics
 from model.config import parse_config
 from model.run import run_main
 

@@ -1,13 +1,10 @@
 """A samples file: the completions of many prompts, written as they finish, taken up after a kill.
 
 A row for each prompt, `{"index", ..., "completions", "tokens", "logps", "finish_reasons"}`, is
-appended as soon as all its completions are there. Beside FILE stands FILE.settings.json with all
-that the completions depend on: the same command goes on where it was stopped, and another one is
-refused. While ranks write, each has FILE.rank-R; at the end FILE holds all rows, in order.
+appended as soon as all its completions are there; see `model/resumable.py`.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +16,7 @@ from tqdm import tqdm
 from model import parallel
 from model.generate import Completion, generate
 from model.reference import completion_logps, hash_weights
-from model.run import write_text
+from model.resumable import write_rows
 from model.sampling import Sampling, completion_seeds
 from model.transformer import Transformer
 
@@ -53,32 +50,18 @@ def write_samples(
     text; records: what else stands in the row of each prompt; reference: rows get `reference_logps`
     too. Raises ValueError where `out` holds completions that were drawn otherwise.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     settings = describe(model, prompts, drawing, reference)
-    done = take_up(out, settings, len(prompts))
-    missing = [index for index in range(len(prompts)) if index not in done]
-    own = [missing[i] for i in parallel.share(len(missing))]
-    rows = complete(model, prompts, own, drawing, find_stop, cache_bytes)
-    written = 0
-    with parallel.in_lockstep(model), part_file(out).open("a", encoding="utf-8") as file:
-        try:
-            for index, completions in rows:
-                row = {"index": index} | dict(records[index] if records else {})
-                row |= describe_completions(completions, to_text)
-                if reference is not None:
-                    ids = [completion.ids for completion in completions]
-                    row["reference_logps"] = completion_logps(reference, prompts[index], ids)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                written += 1
-        except KeyboardInterrupt:
-            if parallel.says_first("samples interrupted"):
-                count = f"{len(done) + written} of {len(prompts)} prompts"
-                parallel.note(f"\nstopped: {count} are in {out}; the same command goes on")
-            raise SystemExit(130) from None
-    parallel.any_rank(False)  # all have written
-    if parallel.is_main():
-        join_parts(out)
+
+    def make(own: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, completions in complete(model, prompts, own, drawing, find_stop, cache_bytes):
+            row = dict(records[index]) if records else {}
+            row |= describe_completions(completions, to_text)
+            if reference is not None:
+                ids = [completion.ids for completion in completions]
+                row["reference_logps"] = completion_logps(reference, prompts[index], ids)
+            yield index, row
+
+    write_rows(out, settings, len(prompts), make, model)
 
 
 def complete(
@@ -130,10 +113,6 @@ def describe_completions(
     }
 
 
-# ------------------------------------------------------------------------------------------------
-# what is there already
-
-
 def describe(
     model: Transformer,
     prompts: Sequence[list[int]],
@@ -148,78 +127,4 @@ def describe(
     weights = {"weights": hash_weights(model, adapters=True)}
     if reference is not None:
         weights["reference_weights"] = hash_weights(reference)
-    settings = asdict(drawing) | weights | {"prompts": digest.hexdigest()}
-    return json.loads(json.dumps(settings))
-
-
-def settings_file(out: Path) -> Path:
-    return out.with_name(out.name + ".settings.json")
-
-
-def part_file(out: Path, rank: int | None = None) -> Path:
-    """Where a rank writes: the file itself where there is one rank."""
-    if rank is None and parallel.world_size() == 1:
-        return out
-    return out.with_name(f"{out.name}.rank-{parallel.rank() if rank is None else rank}")
-
-
-def take_up(out: Path, settings: Mapping[str, Any], prompts: int) -> set[int]:
-    """The prompts whose rows are there already, on every rank the same."""
-    done: list[int] = []
-    if parallel.is_main():
-        if out.exists() or settings_file(out).exists():
-            check_settings(out, settings)
-            done = join_parts(out)
-            parallel.note(f"{out}: {len(done)} of {prompts} prompts are there already")
-        write_text(settings_file(out), json.dumps(settings, indent=2) + "\n")
-    return set(parallel.gather_json(done)[0])
-
-
-def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """ValueError, naming what differs, for a file whose completions were drawn otherwise."""
-    file = settings_file(out)
-    if not file.exists():
-        raise ValueError(f"{out} is there already, without {file.name}; pass another file")
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        before = None
-    if not isinstance(before, dict):
-        raise ValueError(f"{file}: expected JSON, got something else; pass another file for {out}")
-    names = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-    if names:
-        changes = "; ".join(f"{k} {before.get(k)!r}, now {settings.get(k)!r}" for k in names)
-        raise ValueError(
-            f"{out} holds completions that were drawn otherwise ({changes}); pass another file, "
-            "or what was passed then"
-        )
-
-
-def join_parts(out: Path) -> list[int]:
-    """Bring the rows of all ranks into one file, in the order of the prompts; out: their indices.
-
-    A row that a kill has cut short is left out.
-    """
-    parts = sorted(out.parent.glob(f"{out.name}.rank-*"))
-    rows: dict[int, str] = {}
-    for part in [out, *parts]:
-        if not part.exists():
-            continue
-        with part.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.endswith(b"\n"):
-                    index, row = read_row(line, f"{part}:{number}")
-                    rows[index] = row
-    write_text(out, "".join(rows[index] for index in sorted(rows)))
-    for part in parts:
-        part.unlink()
-    return sorted(rows)
-
-
-def read_row(line: bytes, where: str) -> tuple[int, str]:
-    """(index, the line as a text) of a row."""
-    try:
-        text = line.decode()
-        return int(json.loads(text)["index"]), text
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{where}: not a row of a samples file; mend or remove it") from None
+    return asdict(drawing) | weights | {"prompts": digest.hexdigest()}

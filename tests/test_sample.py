@@ -392,7 +392,7 @@ def test_ctrl_c_keeps_the_results_so_far(folder, run, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit) as end:
             run(*flags, "--out", out, stdin=b"Tom\nLily\n")
     assert end.value.code == 130 and len(read_lines(out.read_text())) == 1
-    assert "1 of 2 prompts" in capsys.readouterr().err
+    assert "1 of 2 rows" in capsys.readouterr().err
     run(*flags, "--out", out, stdin=b"Tom\nLily\n")
     assert out.read_bytes() == whole.read_bytes()
 

@@ -14,7 +14,8 @@ from model import generate as generate_module
 from model import samples
 from model.generate import generate
 from model.lora import add_lora
-from model.samples import Drawing, join_parts, write_samples
+from model.resumable import join_parts
+from model.samples import Drawing, write_samples
 from model.sampling import Sampling, completion_seeds
 from tests.test_generate import PROMPTS, random_model
 from tests.test_lora import scatter
@@ -166,12 +167,12 @@ def test_an_interrupted_file_goes_on(write, whole, drawn, capsys, finished):
     with pytest.raises(SystemExit) as stop:
         write("a", text=interrupt)
     assert stop.value.code == 130
-    assert f"stopped: {finished} of 3 prompts are in" in capsys.readouterr().err
+    assert f"stopped: {finished} of 3 rows are in" in capsys.readouterr().err
     drawn.clear()
     out = write("a", cache_bytes=1)
     assert out.read_bytes() == whole
     assert len(drawn) == 2 * (3 - finished)
-    assert f"{finished} of 3 prompts are there already" in capsys.readouterr().err
+    assert f"{finished} of 3 rows are there already" in capsys.readouterr().err
 
 
 def test_a_file_that_is_whole_is_left_as_it_is(write, whole, drawn):
@@ -219,7 +220,7 @@ def test_other_settings_are_refused_by_name(write, name):
     out = write("a")
     before = out.read_bytes()
     changed = Drawing(**{**vars(DRAWING), name: CHANGES[name]})
-    with pytest.raises(ValueError, match=rf"that were drawn otherwise \({name} .*, now ") as error:
+    with pytest.raises(ValueError, match=rf"that were made otherwise \({name} .*, now ") as error:
         write("a", drawing=changed)
     assert ";" not in str(error.value).split(")")[0], "nothing else has changed"
     assert out.read_bytes() == before
@@ -259,12 +260,12 @@ def test_a_file_without_settings_that_are_its_own_is_refused(write):
 def test_a_damaged_row_is_named(write, start, whole, row):
     first, rest = whole.split(b"\n", 1)
     out = start("a", first + b"\n" + row + b"\n" + rest)
-    with pytest.raises(ValueError, match="a:2: not a row of a samples file; mend or remove it"):
+    with pytest.raises(ValueError, match="a:2: not a row with an index; mend or remove it"):
         write("a")
     assert out.read_bytes() == first + b"\n" + row + b"\n" + rest
 
 
 def test_bytes_that_are_no_text_are_not_mended_in_silence(start, whole):
     content = whole.replace("é".encode(), b"\xff", 1)
-    with pytest.raises(ValueError, match="a:1: not a row of a samples file"):
+    with pytest.raises(ValueError, match="a:1: not a row with an index"):
         join_parts(start("a", content))

@@ -1,0 +1,131 @@
+"""Rows of a JSONL file, written as they are made, taken up after a kill.
+
+Beside FILE stands FILE.settings.json with all that its rows depend on: the same command goes on
+where it was stopped, and another one is refused. While ranks write, each has FILE.rank-R; at the
+end FILE holds all rows, in order of their index.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from model import parallel
+from model.run import write_text
+
+
+def write_rows(
+    out: Path,
+    settings: Mapping[str, Any],
+    count: int,
+    make: Callable[[list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
+    model: nn.Module | None = None,
+) -> None:
+    """Rows 0 to count - 1 into the file `out`; under torchrun each rank makes its share.
+
+    settings: JSON, all that the rows depend on; make: indices of rows that are missing -> (index,
+    row) of each, in any order; model: what `make` calls, where it may be sharded. A row is on the
+    disk when the next one is asked for. Raises ValueError where `out` holds rows of other settings;
+    Ctrl-C ends with a message and code 130.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    done = take_up(out, settings, count)
+    missing = [index for index in range(count) if index not in done]
+    own = [missing[i] for i in parallel.share(len(missing))]
+    lockstep = nullcontext() if model is None else parallel.in_lockstep(model)
+    written = 0
+    with lockstep, part_file(out).open("a", encoding="utf-8") as file:
+        try:
+            for index, row in make(own):
+                file.write(json.dumps({"index": index} | dict(row), ensure_ascii=False) + "\n")
+                file.flush()
+                written += 1
+        except KeyboardInterrupt:
+            if parallel.says_first("rows interrupted"):
+                stand = f"{len(done) + written} of {count} rows"
+                parallel.note(f"\nstopped: {stand} are in {out}; the same command goes on")
+            raise SystemExit(130) from None
+    parallel.any_rank(False)  # all have written
+    if parallel.is_main():
+        join_parts(out)
+
+
+# ------------------------------------------------------------------------------------------------
+# what is there already
+
+
+def settings_file(out: Path) -> Path:
+    return out.with_name(out.name + ".settings.json")
+
+
+def part_file(out: Path, rank: int | None = None) -> Path:
+    """Where a rank writes: the file itself where there is one rank."""
+    if rank is None and parallel.world_size() == 1:
+        return out
+    return out.with_name(f"{out.name}.rank-{parallel.rank() if rank is None else rank}")
+
+
+def take_up(out: Path, settings: Mapping[str, Any], count: int) -> set[int]:
+    """The indices of the rows that are there already, on every rank the same."""
+    done: list[int] = []
+    if parallel.is_main():
+        if out.exists() or settings_file(out).exists():
+            check_settings(out, settings)
+            done = join_parts(out)
+            parallel.note(f"{out}: {len(done)} of {count} rows are there already")
+        write_text(settings_file(out), json.dumps(settings, indent=2) + "\n")
+    return set(parallel.gather_json(done)[0])
+
+
+def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """ValueError, naming what differs, for a file whose rows were made otherwise."""
+    file = settings_file(out)
+    if not file.exists():
+        raise ValueError(f"{out} is there already, without {file.name}; pass another file")
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(f"{file}: expected JSON, got something else; pass another file for {out}")
+    names = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+    if names:
+        changes = "; ".join(f"{k} {before.get(k)!r}, now {settings.get(k)!r}" for k in names)
+        raise ValueError(
+            f"{out} holds rows that were made otherwise ({changes}); pass another file, "
+            "or what was passed then"
+        )
+
+
+def join_parts(out: Path) -> list[int]:
+    """Bring the rows of all ranks into one file, in the order of their indices; out: these.
+
+    A row that a kill has cut short is left out.
+    """
+    parts = sorted(out.parent.glob(f"{out.name}.rank-*"))
+    rows: dict[int, str] = {}
+    for part in [out, *parts]:
+        if not part.exists():
+            continue
+        with part.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.endswith(b"\n"):
+                    index, row = read_row(line, f"{part}:{number}")
+                    rows[index] = row
+    write_text(out, "".join(rows[index] for index in sorted(rows)))
+    for part in parts:
+        part.unlink()
+    return sorted(rows)
+
+
+def read_row(line: bytes, where: str) -> tuple[int, str]:
+    """(index, the line as a text) of a row."""
+    try:
+        text = line.decode()
+        return int(json.loads(text)["index"]), text
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{where}: not a row with an index; mend or remove it") from None
