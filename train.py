@@ -4,6 +4,7 @@
     python train.py --model DIR --data PAIRS.jsonl --objective h_dpo --alpha 0.9 --beta 0.01
     python train.py --model DIR --data PAIRS.jsonl --lora_rank 0 --reference cached
     python train.py --objective sft --init config.json --lora_rank 0 --data TEXTS.jsonl
+    python train.py --objective reward --model DIR --data PAIRS.jsonl  a reward model
     python train.py --config runs/tiny-spl/config.json --resume        go on after Ctrl-C
     torchrun --nproc_per_node=8 train.py --model DIR ...               on 8 GPUs, sharded by FSDP2
 
@@ -35,7 +36,7 @@ from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, toke
 from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import parallel
-from model.adapter import read_scaled, save_adapter
+from model.adapter import fill_head, read_scaled, save_adapter
 from model.checkpoint import (
     DTYPES,
     allocate,
@@ -62,7 +63,7 @@ from model.logbook import (
 )
 from model.logps import HEAD_KERNELS, HeadOptions
 from model.lora import TARGETS, add_lora, initial_adapters
-from model.objective import OBJECTIVES, answer_mass, objective_loss, sft_term
+from model.objective import OBJECTIVES, answer_mass, objective_loss, reward_objective, sft_term
 from model.plan import plan_run, render
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
 from model.run import (
@@ -91,7 +92,11 @@ AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
                  "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
-PAIRS_ONLY = ("label_noise", "label_smoothing", "sft_weight", "reference")  # not for sft
+ONE_MODEL = ("sft", "reward")  # objectives without a reference policy
+UNUSED = {  # flags without a meaning
+    "sft": (("label_noise", "label_smoothing", "sft_weight", "reference"), "pairs"),
+    "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
+}
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
 SCHEDULES = ("constant", "linear", "cosine")
 SAMPLE_TOKENS = 100  # of an answer that is shown at the end, at most
@@ -111,7 +116,7 @@ class TrainConfig:
     max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
     label_noise: float = 0.0  # share of the training labels to flip
 
-    objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo or robust
+    objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo, robust or reward
     alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
     beta: float = 0.1  # weight of the reference term in the margin
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
@@ -121,7 +126,7 @@ class TrainConfig:
     lora_rank: int = 16  # 0 trains every parameter
     lora_alpha: float = 16.0  # the adapter's product is scaled by lora_alpha / lora_rank
     lora_targets: tuple[str, ...] = TARGETS  # which linear layers carry an adapter
-    lora_dropout: float = 0.0  # of the adapter's input; sft only
+    lora_dropout: float = 0.0  # of the adapter's input; sft and reward only
 
     batch_size: int = 32  # pairs per optimiser step
     micro_batch_tokens: int = 8192  # packed tokens per backward pass
@@ -219,20 +224,22 @@ def check_config(config: TrainConfig) -> None:
     shorter = config.max_prompt_length < config.max_length
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
 
-    sft = config.objective == "sft"
+    alone = config.objective in ONE_MODEL
     if config.label_smoothing and config.objective == "ipo":
         raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
-    for flag in PAIRS_ONLY:
-        if sft and getattr(config, flag) != getattr(TrainConfig, flag):
-            raise ValueError(f"--{flag} has no meaning for --objective sft, which has no pairs")
+    unused, lacks = UNUSED.get(config.objective, ((), ""))
+    for flag in unused:
+        if getattr(config, flag) != getattr(TrainConfig, flag):
+            which = f"--objective {config.objective}, which has no {lacks}"
+            raise ValueError(f"--{flag} has no meaning for {which}")
     if config.lora_dropout and not config.lora_rank:
         raise ValueError("--lora_dropout has no meaning with --lora_rank 0, which has no adapter")
-    if config.lora_dropout and not sft:
+    if config.lora_dropout and not alone:
         raise ValueError(
             "--lora_dropout must be 0 in preference training: policy and reference have to differ "
             "by the adapter alone"
         )
-    if config.lora_rank == 0 and not sft and config.reference == "online":
+    if config.lora_rank == 0 and not alone and config.reference == "online":
         raise ValueError(
             "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
             "pass --reference cached"
@@ -303,6 +310,8 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
         init_weights(model, config.seed)
     else:
         read_weights(model, config.model, merged)
+        if config.adapter:
+            fill_head(model, config.adapter)
     if not full:
         for parameter, values in initial_adapters(model, config.seed):
             parallel.fill(parameter, values)
@@ -327,7 +336,8 @@ def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
     full = config.lora_rank == 0
     path = config.init or config.model
     path = config_file(path) if config.init or config.plan else path  # else with its weights
-    model = empty_model(path, torch.float32 if full else dtype)
+    reward = config.objective == "reward"
+    model = empty_model(path, torch.float32 if full else dtype, reward)
     if full:
         model.requires_grad_(True)
         model.compute_dtype = dtype
@@ -335,6 +345,8 @@ def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
         add_lora(
             model, config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout
         )
+        if reward:
+            model.score.requires_grad_(True)
     model.checkpoint_activations = config.activation_checkpointing
     model.keep_every = config.keep_every
     model.head = HeadOptions(config.head_workspace_mib * 2**20, config.head_kernel)
@@ -359,7 +371,7 @@ def print_plan(config: TrainConfig) -> None:
         ranks,
         config.replicas,
         config.cpu_offload,
-        online_reference=config.objective != "sft" and config.reference == "online",
+        online_reference=config.objective not in ONE_MODEL and config.reference == "online",
         device_type=device,
     )
     print(f"\n{micro_steps} micro-steps a step, the heaviest with {len(batch)} pairs, "
@@ -388,7 +400,7 @@ def train(
     )
     weights = hash_weights(model)
     reference = eval_reference = None  # online: computed beside the policy, adapters disabled
-    if config.objective != "sft" and config.reference == "cached":
+    if config.reference == "cached":
         budget = config.micro_batch_tokens
         reference, eval_reference = (
             cached_reference_logps(model, weights, some, batches, out_dir, device) if some else None
@@ -470,6 +482,11 @@ def compute_losses(
     config: TrainConfig, model: Transformer, batch: PairBatch, reference: Tensor | None
 ) -> tuple[Tensor, Metrics]:
     """The objective's losses (B,) and what is logged of it, to be averaged."""
+    chosen_lengths, rejected_lengths = batch.lengths.chunk(2)
+    if config.objective == "reward":
+        losses, metrics = reward_objective(model(batch=batch), config.label_smoothing)
+        metrics |= {"lengths/chosen": chosen_lengths, "lengths/rejected": rejected_lengths}
+        return losses, metrics
     if config.objective != "sft" and reference is None:
         ref_logps = reference_logps(model, batch)  # (2B,)
     elif config.objective != "sft":
@@ -478,7 +495,6 @@ def compute_losses(
     stats = model(batch=batch)
     policy_logps = batch.sum_by_sequence(stats.logps)  # (2B,)
     chosen_logps = policy_logps[: len(batch)]
-    chosen_lengths, rejected_lengths = batch.lengths.chunk(2)
     metrics = {"entropy": stats.entropy, "token_accuracy": stats.hits}
     metrics["lengths/chosen"] = chosen_lengths
     if config.objective == "sft":
@@ -574,10 +590,14 @@ def report(
     records = [r for r in read_records(out_dir / "metrics.jsonl") if "eval/loss" in r]
     if records:
         print(f"\n{before_and_after(records[0], records[-1])}")
+    whole = (out_dir / "model").is_dir()
+    if config.objective == "reward":
+        trained = f"{out_dir}/model" if whole else f"{config.model} --reward_adapter {out_dir}"
+        print(f"\nsaved in {out_dir}; to go on:\n  python -m eval.reward --reward_model {trained} "
+              f"--samples SAMPLES.jsonl --out {out_dir}/eval")  # fmt: skip
+        return
     if config.sample_prompts and eval_pairs:
         print_answers(config, model, tokenizer, chat_format, eval_pairs)
-
-    whole = (out_dir / "model").is_dir()
     policy = f"--model {out_dir}/model" if whole else f"--model {config.model} --adapter {out_dir}"
     print(f"\nsaved in {out_dir}; to go on:\n  python sample.py {policy}")
     if config.data == (EMBEDDED,):

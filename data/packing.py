@@ -29,6 +29,7 @@ class PairBatch:
     sequence_id: Tensor  # (C,) int64 in [0, 2B): chosen completions first, then rejected
     lengths: Tensor  # (2B,) float32, completion tokens
     pair_ids: list[int]  # (B,) which pairs of the data these are
+    last_rows: Tensor | None = None  # (2B,) int64, the row of each completion's last token
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -50,7 +51,7 @@ def pack_pairs(pairs: list[TokenPair], pair_ids: list[int]) -> PairBatch:
     """Lay out some pairs in one row. Every pair needs a prompt token and a chosen token."""
     B, row, predicted, segments = len(pairs), [], [], []
     positions, predictors, sequence_ids, lengths = [], [], [], np.zeros(2 * B, dtype=np.float32)
-    offset = 0
+    last_rows, offset = np.zeros(2 * B, dtype=np.int64), 0
     for i, pair in enumerate(pairs):
         P, C, R = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
         assert P and C, f"{pair.source}: {P} prompt and {C} chosen tokens"
@@ -68,6 +69,7 @@ def pack_pairs(pairs: list[TokenPair], pair_ids: list[int]) -> PairBatch:
         predicted += [pair.chosen_ids, pair.rejected_ids]
         sequence_ids += [np.full(C, i), np.full(R, B + i)]
         lengths[i], lengths[B + i] = C, R
+        last_rows[i], last_rows[B + i] = chosen_end - 1, chosen_end + R - 1
         offset = chosen_end + R
     return PairBatch(
         input_ids=join(row),
@@ -78,6 +80,7 @@ def pack_pairs(pairs: list[TokenPair], pair_ids: list[int]) -> PairBatch:
         sequence_id=join(sequence_ids),
         lengths=torch.from_numpy(lengths),
         pair_ids=pair_ids,
+        last_rows=torch.from_numpy(last_rows),
     )
 
 
@@ -159,6 +162,7 @@ def idle_batch() -> PairBatch:
         sequence_id=nothing,
         lengths=torch.zeros(0),
         pair_ids=[],
+        last_rows=nothing,
     )
 
 

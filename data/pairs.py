@@ -193,6 +193,26 @@ def split_by_prompt(
     return sides
 
 
+def read_split(
+    data: str | Path | Sequence[str | Path],
+    eval_data: str | Path | Sequence[str | Path] | None,
+    eval_fraction: float,
+    label_noise: float,
+    objective: str,
+    seed: int,
+) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) pairs of a run: from files of their own, or a share of the prompts.
+
+    label_noise: the share of the training labels that is flipped.
+    """
+    pairs = read_pairs(data, objective)
+    if eval_data is not None:
+        held_out = read_pairs(eval_data, objective)
+    else:
+        pairs, held_out = split_by_prompt(pairs, eval_fraction, seed)
+    return flip_labels(pairs, label_noise, seed), held_out
+
+
 # ---------------------------------------------------------------------------------------------
 # pairs -> ids
 # ---------------------------------------------------------------------------------------------

@@ -96,8 +96,9 @@ def basic_interval(
 
     rows: (N, ...), one per problem; compute: rows -> the number. What the number of a resample
     exceeds that of the rows by, the latter may exceed the truth by: low = 2 * compute(rows) - the
-    upper quantile. Where resampling biases the number, as it does a calibration error, which only
-    grows by noise, the percentiles of resamples can leave out the estimate itself.
+    upper quantile. Where noise makes the number larger, as it does a calibration error, resamples
+    have that noise twice and their percentiles lie above the truth; this takes it off the number
+    instead. The number itself may then lie outside, as it may outside of the percentiles.
     """
     rng, N, value = np.random.default_rng(seed), len(rows), compute(rows)
     numbers = [compute(rows[rng.integers(N, size=N)]) for _ in range(resamples)]

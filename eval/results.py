@@ -2,6 +2,7 @@
 
     summary.json   every metric with its 95% interval over problems, and the settings
     items.jsonl    one problem a line: what was found there, and why
+    values.json    of each metric that is a mean, the value of each problem
 
 A metric is a value for each problem, whose mean is reported, or a `Statistic` that is no mean. Its
 interval is Wilson's where every value is 0 or 1, a basic bootstrap for a statistic, and a
@@ -10,6 +11,7 @@ percentile bootstrap otherwise.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,7 @@ class Statistic:
 
 Metrics = Mapping[str, Values | Statistic]
 Row = dict[str, float]  # value, low, high
+MANY = 30  # metrics of one kind, from which on the table only counts them
 
 
 def report(
@@ -62,6 +65,7 @@ def report(
     values = metrics_of(items)
     metrics = summarize(values) | differences(values, baseline or {})
     write_results(out, task, settings, items, metrics)
+    write_values(out, values)
     print_table(metrics)
     print(f"{len(items)} problems, 95% intervals over problems; details in {out}")
     return metrics
@@ -76,7 +80,7 @@ def interval_row(values: Values | Statistic) -> Row:
     if isinstance(values, Statistic):
         value = values.compute(values.rows)
         low, high = basic_interval(values.rows, values.compute)
-        low, high = max(low, values.least), min(high, values.most)
+        low, high = np.clip([low, high], values.least, values.most).tolist()
     else:
         value = weighted_mean(values)
         proportion = np.ndim(values) == 1 and set(values) <= {0, 1}
@@ -148,7 +152,7 @@ def read_baseline(
         )
     try:
         return metrics_of(items)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         file = Path(folder) / "items.jsonl"
         raise ValueError(f"{file}: not the items of an earlier run: {error!r}") from error
 
@@ -173,8 +177,21 @@ def write_results(
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
+def write_values(out: Path, values: Metrics) -> None:
+    means = {name: rows for name, rows in values.items() if not isinstance(rows, Statistic)}
+    text = json.dumps({name: np.asarray(rows).tolist() for name, rows in means.items()})
+    write_text(out / "values.json", text + "\n")
+
+
 def print_table(metrics: Mapping[str, Row]) -> None:
-    width = max(map(len, metrics))
+    """A line for each metric; of kinds with many (accuracy/SUBJECT), only how many they are."""
+    kinds = Counter(name.partition("/")[0] for name in metrics if "/" in name)
+    many = {kind: count for kind, count in kinds.items() if count > MANY}
+    shown = {name: row for name, row in metrics.items() if name.partition("/")[0] not in many
+             or "/" not in name}  # fmt: skip
+    width = max(map(len, shown))
     print(f"{'':{width}}    value      low     high")
-    for name, row in metrics.items():
+    for name, row in shown.items():
         print(f"{name:{width}}  {row['value']:7.4f}  {row['low']:7.4f}  {row['high']:7.4f}")
+    for kind, count in many.items():
+        print(f"{kind}/...: {count} in summary.json")

@@ -6,6 +6,7 @@
     python -m eval.speed train --model DIR --data PAIRS.jsonl --threads 2 --out runs/speed-train
     python -m eval.speed generate                   completions, ours and those of transformers
     python -m eval.speed generate --model DIR --mixed 64
+    python -m eval.speed choices --model DIR --data mmlu/test --dev mmlu/dev      beside lm-eval
 
 The first word is the question; `python -m eval.speed logps --help` lists its options. All variants
 run in one command and take turns (A B C, B C A, ...), so that noise hits all alike; what is
@@ -31,8 +32,8 @@ import torch
 
 from model.run import git_commit, run_main
 
-QUESTIONS = ("logps", "train", "generate")
-PACKAGES = ("torch", "triton", "trl", "transformers", "peft", "accelerate")
+QUESTIONS = ("logps", "train", "generate", "choices")
+PACKAGES = ("torch", "triton", "trl", "transformers", "peft", "accelerate", "lm_eval")
 BUSY = 0.25  # load of other programs, per core, from which on a machine is called busy
 SLOW = 5e9  # FLOP/s of a dtype that a device emulates
 
@@ -55,6 +56,10 @@ def main() -> None:
         from eval import speed_generate
 
         speed_generate.main(words)
+    elif question == "choices":
+        from eval import speed_choices
+
+        speed_choices.main(words)
     else:
         known = " or ".join(QUESTIONS)
         raise ValueError(f"expected a question, {known}, got {question!r}; see --help")

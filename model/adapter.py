@@ -3,6 +3,9 @@
 Only the thin matrices are written, never the frozen base. A run that starts from an adapter merges
 it into the base and trains a fresh one; what it saves is the sum of both, which is again an adapter
 of the original base, since s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2].
+
+A reward model's head is trained whole beside the matrices and stands in the same file, as PEFT has
+it for sequence classification: `modules_to_save` names it.
 """
 
 import json
@@ -34,6 +37,8 @@ PREFIX = "base_model.model."
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Matrices = dict[str, tuple[Tensor, Tensor]]  # layer -> (lora_A (R, in), lora_B (out, R))
 PARTS = ("lora_A", "lora_B")
+HEAD = f"{PREFIX}score.weight"
+HEADS = ("score", "classifier")  # names that PEFT gives to heads, whichever the model has
 
 
 def save_adapter(
@@ -48,6 +53,8 @@ def save_adapter(
     layers = dict(lora_layers(model))
     assert layers, "the model has no adapter"
     matrices = {name: (whole(x.lora_A), whole(x.lora_B)) for name, x in layers.items()}
+    reward = model.config.scalar_head
+    tensors = {HEAD: whole(model.score.weight)} if reward else {}
     first = next(iter(layers.values()))
     rank = first.lora_A.shape[0]
     alpha = first.scale * rank
@@ -58,18 +65,18 @@ def save_adapter(
         scaled = {name: (A, first.scale * B) for name, (A, B) in matrices.items()}
         matrices = stack(scaled, read_scaled(model, earlier))
         rank = alpha = next(iter(matrices.values()))[0].shape[0]
-    tensors = {}
     for name, (lora_A, lora_B) in matrices.items():
         tensors[f"{PREFIX}{to_file_name(name)}.lora_A.weight"] = lora_A
         tensors[f"{PREFIX}{to_file_name(name)}.lora_B.weight"] = lora_B
     fields = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": first.dropout,
         "target_modules": sorted({name.rpartition(".")[2] for name in matrices}),
+        "modules_to_save": ["score"] if reward else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -84,15 +91,17 @@ def load_policy(
     dtype: torch.dtype,
     device: str,
     sharded: bool = False,
+    reward: bool = False,
 ) -> Transformer:
     """A model to sample from: the checkpoint with its adapter, if any.
 
     The adapter is merged into float32 weights; bfloat16 would round most of it away, so there it
-    stays beside them. sharded: share the weights among the ranks.
+    stays beside them. sharded: share the weights among the ranks. reward: a reward model, whose
+    head is the adapter's where it has one.
     Raises FileNotFoundError, or ValueError for a broken checkpoint, for options of PEFT's that are
     not plain LoRA, and for matrices that are missing, unexpected or do not fit the model.
     """
-    policy = empty_model(model, dtype)
+    policy = empty_model(model, dtype, reward)
     merged = read_scaled(policy, adapter) if adapter and dtype == torch.float32 else {}
     if adapter and not merged:
         add_adapter(policy, adapter)
@@ -102,6 +111,8 @@ def load_policy(
     read_weights(policy, model, merged)
     if adapter and not merged:
         fill_adapter(policy, adapter)
+    if adapter:
+        fill_head(policy, adapter)
     return policy.eval()
 
 
@@ -118,6 +129,17 @@ def fill_adapter(model: Transformer, folder: str | Path) -> None:
     for name, (lora_A, lora_B) in read_matrices(model, Path(folder)).items():
         fill(layers[name].lora_A, lora_A)
         fill(layers[name].lora_B, lora_B)
+
+
+def fill_head(model: Transformer, folder: str | Path) -> None:
+    """Write the head of a reward model's adapter into a model; nothing where it has none."""
+    if has_head(folder):
+        fill(model.score.weight, read_rows(Path(folder) / FILE, HEAD, slice(None)))
+
+
+def has_head(folder: str | Path) -> bool:
+    """Whether an adapter is a reward model's."""
+    return bool(read_json(Path(folder) / CONFIG).get("modules_to_save"))
 
 
 def read_matrices(model: Transformer, folder: Path) -> Matrices:
@@ -140,6 +162,8 @@ def find_matrices(model: Transformer, folder: Path) -> dict[str, tuple[str, str]
     file = folder / FILE
     found = {part: {} for part in PARTS}
     shapes = tensor_shapes(file)
+    if has_head(folder):
+        check_head(model, folder, shapes.pop(HEAD, None))
     for name in shapes:
         match = re.fullmatch(rf"{re.escape(PREFIX)}(?:model\.)?(.+)\.(lora_[AB])\.weight", name)
         if match is None or match[1] in found[match[2]]:
@@ -163,6 +187,14 @@ def find_matrices(model: Transformer, folder: Path) -> dict[str, tuple[str, str]
             raise ValueError(f"{file}: {layer} expects shapes {wanted}, got {got}")
     check_memory(4 * sum(math.prod(shape) for shape in shapes.values()), str(file))
     return places
+
+
+def check_head(model: Transformer, folder: Path, shape: tuple[int, ...] | None) -> None:
+    """ValueError for a reward model's adapter on a language model, or a head that does not fit."""
+    if not model.config.scalar_head:
+        raise ValueError(f"{folder}: the adapter of a reward model; expected a language model's")
+    if shape != (wanted := (1, model.config.hidden_size)):
+        raise ValueError(f"{folder / FILE}: tensor {HEAD!r} expects shape {wanted}, got {shape}")
 
 
 def read_scaled(model: Transformer, folder: str | Path) -> Matrices:
@@ -196,9 +228,12 @@ def read_adapter_config(folder: Path) -> tuple[int, float, tuple[str, ...]]:
     fields = read_json(path)
     if fields.get("peft_type") != "LORA":
         raise ValueError(f"{path}: expected peft_type LORA, got {fields.get('peft_type')!r}")
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
         if fields.get(name):
             raise ValueError(f"{path}: {name}={fields[name]!r} is not implemented; plain LoRA only")
+    heads = fields.get("modules_to_save") or ["score"]
+    if not isinstance(heads, list) or "score" not in heads or not all(h in HEADS for h in heads):
+        raise ValueError(f"{path}: modules_to_save={heads!r} is not implemented; expected score")
     if fields.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias={fields['bias']!r} is not implemented; expected none")
     rank, alpha = fields.get("r"), read_number(path, fields, "lora_alpha")

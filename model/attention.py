@@ -4,6 +4,7 @@ A packed row holds many completions without padding. A segment `(start, stop, pr
 prefix_stop)` says who sees whom: the queries [start, stop) attend causally to themselves and fully
 to the prefix [prefix_start, prefix_stop), which they continue. A prompt with its chosen completion
 is one segment without a prefix; the rejected completion is a second one with the prompt as prefix.
+Where the row continues a prompt that was read before, every segment sees all of that prompt too.
 
 Two ways with one meaning: on CUDA, in half precision, all segments are the sequences of one launch
 of flash attention (`torch.nn.attention.varlen`); elsewhere they are grouped into blocks of rows.
@@ -30,7 +31,7 @@ class Block:
 
     rows: int
     segments: list[Segment]
-    mask: Tensor | None  # (rows, rows) bool, True where seen; None: segment by segment
+    mask: Tensor | None  # (rows, before + rows) bool, True where seen; None: segment by segment
 
 
 @dataclass(frozen=True)
@@ -49,32 +50,36 @@ class Blocks:
     """The segments in blocks of rows that are computed one after the other."""
 
     blocks: list[Block]
+    before: int  # the first keys, which every row sees
 
 
 Plan = Blocks | Sequences
 
 
 def plan_attention(
-    segments: list[Segment], window: int | None, like: Tensor, head_dim: int
+    segments: list[Segment], window: int | None, like: Tensor, head_dim: int, before: int = 0
 ) -> Plan:
     """How the queries of a packed row, of the device and dtype of `like`, will be attended.
 
     segments: they follow each other from row 0; a prefix is the beginning of an earlier segment.
     window: a token sees itself and at most window - 1 tokens before it (None: all); a segment's
-    prefix counts as lying directly before it.
+    prefix counts as lying directly before it. before: how many keys of a prompt that was read
+    before lie in front of the row's own; every segment continues them.
     """
     half = like.dtype in (torch.bfloat16, torch.float16)
     if like.device.type == "cuda" and half and head_dim <= VARLEN_HEAD_SIZE:
-        return plan_sequences(segments, like.device)
-    return plan_blocks(segments, window, like.device)
+        return plan_sequences(segments, like.device, before)
+    return plan_blocks(segments, window, like.device, before)
 
 
-def plan_sequences(segments: list[Segment], device: torch.device) -> Sequences:
+def plan_sequences(segments: list[Segment], device: torch.device, before: int = 0) -> Sequences:
     key_rows, query_lengths, key_lengths = [], [], []
+    read = torch.arange(before)
     for start, stop, prefix_start, prefix_stop in segments:
-        key_rows += [torch.arange(prefix_start, prefix_stop), torch.arange(start, stop)]
+        own = torch.arange(start, stop)
+        key_rows += [read, before + torch.arange(prefix_start, prefix_stop), before + own]
         query_lengths.append(stop - start)
-        key_lengths.append(stop - start + prefix_stop - prefix_start)
+        key_lengths.append(before + stop - start + prefix_stop - prefix_start)
     shared = query_lengths != key_lengths
     return Sequences(
         send(torch.cat(key_rows), device) if shared else None,
@@ -96,7 +101,9 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def plan_blocks(segments: list[Segment], window: int | None, device: torch.device) -> Blocks:
+def plan_blocks(
+    segments: list[Segment], window: int | None, device: torch.device, before: int = 0
+) -> Blocks:
     """Short pairs share one product behind a mask; long ones go segment by segment."""
     blocks: list[list[Segment]] = []
     for group in continued(segments):
@@ -104,7 +111,7 @@ def plan_blocks(segments: list[Segment], window: int | None, device: torch.devic
             blocks[-1] += group
         else:
             blocks.append(list(group))
-    return Blocks([make_block(block, window, device) for block in blocks])
+    return Blocks([make_block(block, window, device, before) for block in blocks], before)
 
 
 def continued(segments: list[Segment]) -> list[list[Segment]]:
@@ -119,32 +126,36 @@ def continued(segments: list[Segment]) -> list[list[Segment]]:
     return groups
 
 
-def make_block(segments: list[Segment], window: int | None, device: torch.device) -> Block:
+def make_block(
+    segments: list[Segment], window: int | None, device: torch.device, before: int
+) -> Block:
     first, last = segments[0][0], segments[-1][1]
     segments = [tuple(max(0, bound - first) for bound in segment) for segment in segments]
     rows = last - first
-    if len(segments) == 1 or rows > MASKED_ROWS:
+    if (len(segments) == 1 and not before) or rows > MASKED_ROWS:
         return Block(rows, segments, None)
     seen = torch.zeros(rows, rows, dtype=torch.bool)
-    positions = torch.empty(rows, dtype=torch.long)
+    positions = torch.empty(rows, dtype=torch.long)  # counted from the end of what was read before
     for start, stop, prefix_start, prefix_stop in segments:
         seen[start:stop, prefix_start:prefix_stop] = True
         seen[start:stop, start:stop] = causal_mask(stop - start, stop - start, None, seen.device)
         positions[start:stop] = torch.arange(stop - start) + (prefix_stop - prefix_start)
+    seen = torch.cat([torch.ones(rows, before, dtype=torch.bool), seen], dim=1)
     if window is not None:
-        seen &= positions[:, None] - positions < window
+        key_positions = torch.cat([torch.arange(-before, 0), positions])
+        seen &= positions[:, None] - key_positions < window
     return Block(rows, segments, send(seen, device))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, window: int | None) -> Tensor:
     """Causal attention inside each segment of a packed row.
 
-    query: (T, H, E), key and value: (T, K, E) with H a multiple of K; plan: of `plan_attention`,
-    with the same window. out: (T, H, E)
+    query: (T, H, E), key and value: (before + T, K, E) with H a multiple of K; plan: of
+    `plan_attention`, with the same window. out: (T, H, E)
     """
     if isinstance(plan, Sequences):
         return attend_sequences(query, key, value, plan, window)
-    return attend_blocks(query, key, value, plan.blocks, window)
+    return attend_blocks(query, key, value, plan, window)
 
 
 def attend_sequences(
@@ -176,31 +187,43 @@ def flash_attention() -> Callable[..., Tensor]:
 
 
 def attend_blocks(
-    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], window: int | None
+    query: Tensor, key: Tensor, value: Tensor, plan: Blocks, window: int | None
 ) -> Tensor:
-    sizes = [block.rows for block in blocks]
-    pieces = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+    sizes = [block.rows for block in plan.blocks]
+    read = key[: plan.before], value[: plan.before]
+    own = (rows[plan.before :].split(sizes) for rows in (key, value))
     outputs = []
-    for block, rows in zip(blocks, pieces, strict=True):
-        if block.mask is not None:
-            outputs.append(attend_rows(*rows, window, block.mask))
+    for block, *rows in zip(plan.blocks, query.split(sizes), *own, strict=True):
+        if block.mask is None:
+            outputs.append(attend_segments(*rows, *read, block.segments, window))
         else:
-            outputs.append(attend_segments(*rows, block.segments, window))
+            keys, values = (join(*pair) for pair in zip(read, rows[1:], strict=True))
+            outputs.append(attend_rows(rows[0], keys, values, window, block.mask))
     return torch.cat(outputs)
 
 
 def attend_segments(
-    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    read_key: Tensor,
+    read_value: Tensor,
+    segments: list[Segment],
+    window: int | None,
 ) -> Tensor:
     """One product for each segment: (T, H, E), (T, K, E) x 2 -> (T, H, E)."""
     outputs = []
     for start, stop, prefix_start, prefix_stop in segments:
-        keys, values = key[start:stop], value[start:stop]
-        if prefix_stop > prefix_start:
-            keys = torch.cat([key[prefix_start:prefix_stop], keys])
-            values = torch.cat([value[prefix_start:prefix_stop], values])
+        keys = join(read_key, key[prefix_start:prefix_stop], key[start:stop])
+        values = join(read_value, value[prefix_start:prefix_stop], value[start:stop])
         outputs.append(attend_rows(query[start:stop], keys, values, window))
     return torch.cat(outputs)
+
+
+def join(*parts: Tensor) -> Tensor:
+    """The parts after each other; not copied where only one has rows."""
+    full = [part for part in parts if len(part)]
+    return full[0] if len(full) == 1 else torch.cat(full)
 
 
 def attend_rows(

@@ -35,8 +35,17 @@ class PromptKeys:
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []  # (1, P, K, E) each
 
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[1] if self.layers else 0
+
     def positions(self, input_ids: Tensor) -> Tensor:
         return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+    def behind(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (T, K, E) of a packed row behind those of the prompt."""
+        read_key, read_value = self.layers[layer]
+        return torch.cat([read_key[0], key]), torch.cat([read_value[0], value])
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None
@@ -133,7 +142,7 @@ class PagedCache:
 
     def add_prompt(self, read: PromptKeys) -> Prompt:
         """Store what a forward over a prompt has left; it takes `pages_of(length)` pages."""
-        length = read.layers[0][0].shape[1]
+        length = read.length
         prompt = Prompt(length, [self.take(max) for _ in range(pages_of(length))])
         for layer, (key, value) in enumerate(read.layers):
             for pool, tokens in ((self.keys[layer], key[0]), (self.values[layer], value[0])):

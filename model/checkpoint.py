@@ -1,7 +1,8 @@
 """Hugging Face folders of safetensors <-> Transformer.
 
 Nothing is pickled. A module's dotted name is the tensor's name in the file, but for the prefix
-`model.` that Hugging Face puts before everything except the head.
+`model.` that Hugging Face puts before everything except the head. A reward model is what Hugging
+Face calls a model for sequence classification with one label: `score.weight` (1, D), no `lm_head`.
 
 A folder may come from anywhere. Its files are judged by their headers before memory is taken for
 what they hold, and a file of it is a regular file inside it.
@@ -14,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from model.parallel import fill, is_main, owned, whole
 from model.transformer import ModelConfig, Transformer
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+REWARD_ARCHITECTURES = ("LlamaForSequenceClassification", "MistralForSequenceClassification")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 FILE_BYTES = 5 * 10**9  # of one file of weights that is written, at most
@@ -120,14 +122,17 @@ def read_model_config(path: str | Path) -> ModelConfig:
     """A checkpoint's config.json (a file, or the folder that holds it) -> ModelConfig.
 
     Raises ValueError for another architecture, an activation or a rotary scaling that is not
-    implemented, and for sizes that do not fit together.
+    implemented, more than one label, and for sizes that do not fit together.
     """
     path = config_file(path)
     fields = read_json(path)
     names = fields.get("architectures")
-    if not isinstance(names, list) or not any(name in ARCHITECTURES for name in names):
-        expected = " or ".join(ARCHITECTURES)
-        raise ValueError(f"{path}: expected architectures with {expected}, got {names!r}")
+    known = (*ARCHITECTURES, *REWARD_ARCHITECTURES)
+    if not isinstance(names, list) or not any(name in known for name in names):
+        raise ValueError(f"{path}: expected architectures with {' or '.join(known)}, got {names!r}")
+    reward = not any(name in ARCHITECTURES for name in names)
+    if reward and (labels := count_labels(fields)) != 1:
+        raise ValueError(f"{path}: a reward model expects one label in id2label, got {labels}")
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ValueError(f"{path}: expected hidden_act silu, got {fields['hidden_act']!r}")
 
@@ -143,7 +148,7 @@ def read_model_config(path: str | Path) -> ModelConfig:
     heads = size("num_attention_heads")
     theta, scaling = read_rope(path, fields)
     # as in transformers: only Mistral has a window, 4096 where its file is silent
-    mistral = ARCHITECTURES[1] in names
+    mistral = ARCHITECTURES[1] in names or REWARD_ARCHITECTURES[1] in names
     window = fields.get("sliding_window", 4096) if mistral else None
     config = ModelConfig(
         vocab_size=size("vocab_size"),
@@ -160,8 +165,9 @@ def read_model_config(path: str | Path) -> ModelConfig:
         sliding_window=None if window is None else size("sliding_window", 4096),
         attention_bias=read_switch(path, fields, "attention_bias"),
         mlp_bias=read_switch(path, fields, "mlp_bias"),
-        tie_word_embeddings=read_switch(path, fields, "tie_word_embeddings"),
+        tie_word_embeddings=not reward and read_switch(path, fields, "tie_word_embeddings"),
         initializer_range=read_number(path, fields, "initializer_range", 0.02),
+        scalar_head=reward,
     )
     if heads % config.num_key_value_heads:
         raise ValueError(
@@ -171,6 +177,12 @@ def read_model_config(path: str | Path) -> ModelConfig:
     if config.head_dim % 2:
         raise ValueError(f"{path}: head_dim expects an even number, got {config.head_dim}")
     return config
+
+
+def count_labels(fields: dict[str, Any]) -> Any:
+    """Labels of a model for sequence classification; as in transformers, 2 where none is named."""
+    names = fields.get("id2label")
+    return fields.get("num_labels", len(names) if isinstance(names, dict) else 2)
 
 
 def config_file(path: str | Path) -> Path:
@@ -213,9 +225,13 @@ def write_model_config(config: ModelConfig, path: Path, dtype: torch.dtype, **id
     fields = asdict(config)
     scaling = fields.pop("rope_scaling")
     fields["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    architectures = ARCHITECTURES
+    if fields.pop("scalar_head"):
+        architectures = REWARD_ARCHITECTURES
+        fields |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     mistral = config.sliding_window is not None
     fields = {
-        "architectures": [ARCHITECTURES[1] if mistral else ARCHITECTURES[0]],
+        "architectures": [architectures[mistral]],
         "model_type": "mistral" if mistral else "llama",
         "hidden_act": "silu",
         **fields,
@@ -254,18 +270,30 @@ def init_model(path: str | Path, dtype: torch.dtype, device: str, seed: int) -> 
     return model.eval()
 
 
-def empty_model(path: str | Path, dtype: torch.dtype) -> Transformer:
+def empty_model(path: str | Path, dtype: torch.dtype, reward: bool = False) -> Transformer:
     """An architecture on the meta device: names and shapes without memory.
 
     path: a config.json; or the folder of a checkpoint, whose weights are then held against the
     architecture here, by name and shape, before `allocate` makes room for them.
-    Raises as `load_model` does.
+    reward: a reward model, whose head stays in float32; a language model's gets one in place of its
+    own. Raises as `load_model` does.
     """
+    config = read_model_config(path)
+    if config.scalar_head and not reward:
+        raise ValueError(
+            f"{config_file(path)}: expected a language model, got a reward model, "
+            "which is for train.py --objective reward and python -m eval.reward"
+        )
+    if reward:
+        config = replace(config, scalar_head=True, tie_word_embeddings=False)
     with torch.device("meta"):
-        model = Transformer(read_model_config(path))
+        model = Transformer(config)
     if Path(path).is_dir():
         find_weights(model, path)
-    return model.to(dtype).requires_grad_(False)
+    model = model.to(dtype).requires_grad_(False)
+    if reward:
+        model.score.float()
+    return model
 
 
 def allocate(model: Transformer, device: str) -> None:
@@ -293,10 +321,13 @@ def read_weights(
     """Fill a model, or this rank's share of it, from a folder; each rank reads its rows alone.
 
     adapter: {layer: (A (R, in), B (out, R))} of an adapter of scale 1, to be merged on the way.
+    A reward model's head is zero where the folder is a language model's: all rewards are equal.
     Raises as `load_model` does.
     """
-    parameters = base_parameters(model)
-    for name, (file, file_name) in find_weights(model, folder).items():
+    parameters, places = base_parameters(model), find_weights(model, folder)
+    for name in parameters.keys() - places.keys():
+        owned(parameters[name])[0].zero_()
+    for name, (file, file_name) in places.items():
         local, rows = owned(parameters[name])
         values = read_rows(file, file_name, rows)
         if (layer := name.removesuffix(".weight")) in adapter:
@@ -308,15 +339,19 @@ def read_weights(
 def find_weights(model: Transformer, folder: str | Path) -> dict[str, tuple[Path, str]]:
     """{parameter: (file, name in it)} of a folder, every shape checked; no tensor is read.
 
+    For a reward model the folder may be a language model's: its head is left out, and so is ours.
     Raises as `load_model` does.
     """
     folder = Path(folder)
     expected = {name: tuple(x.shape) for name, x in base_parameters(model).items()}
+    other_head = model.config.scalar_head and not read_model_config(folder).scalar_head
+    if other_head:
+        del expected["score.weight"]
     places = {}
     for file in weight_files(folder):
         for file_name, shape in tensor_shapes(file).items():
             name = file_name.removeprefix("model.")
-            if ignored(name, model.config.tie_word_embeddings):
+            if ignored(name, other_head or model.config.tie_word_embeddings):
                 continue
             if name not in expected or name in places:
                 raise ValueError(f"{file}: unexpected or repeated tensor {name!r}")
@@ -339,9 +374,9 @@ def base_parameters(model: Transformer) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def ignored(name: str, tied: bool) -> bool:
-    """Tensors that old checkpoints carry and the architecture does not need."""
-    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+def ignored(name: str, no_head: bool) -> bool:
+    """Tensors that checkpoints carry and the architecture does not need."""
+    return name.endswith("rotary_emb.inv_freq") or (no_head and name == "lm_head.weight")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -491,4 +526,4 @@ def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:
 
 
 def to_file_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
 CLOSED = 0.5  # probability that both completions of a closed pair have together, at least
-OBJECTIVES = ("sft", *SIGMOID_FAMILY, "ipo", "robust")
+OBJECTIVES = ("sft", *SIGMOID_FAMILY, "ipo", "robust", "reward")
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses (B,), chosen rewards (B,), rejected rewards (B,)
 
@@ -161,6 +161,23 @@ def sft_term(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     return -chosen_logps / chosen_lengths
 
 
+def reward_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """The loss of a reward model (Stiennon et al. 2020, arXiv 2009.01325), (B,).
+
+    all inputs: (B,) float32 or float64. The negative log-likelihood of the labels where people
+    choose y_w with probability sigmoid(r(x, y_w) - r(x, y_l)), the model of Bradley and Terry: only
+    differences count, a constant of x is free. label_smoothing: the share of labels taken to be
+    flipped, in [0, 0.5).
+    """
+    margins = chosen_rewards - rejected_rewards
+    losses = -F.logsigmoid(margins)  # [BT]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses - label_smoothing * F.logsigmoid(-margins)
+    return losses
+
+
 # ------------------------------------------------------------------------------------------------
 # the named objective and what is logged of it
 
@@ -199,6 +216,29 @@ def objective_loss(
     return losses, metrics
 
 
+def reward_objective(
+    rewards: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses of a reward model and what is logged of them.
+
+    rewards: (2B,), chosen first, rejected second; out: losses (B,), {name: (B,)} without gradient
+    """
+    losses = reward_loss(*rewards.chunk(2), label_smoothing)
+    chosen, rejected = rewards.detach().chunk(2)
+    margins = chosen - rejected
+    return losses, {"loss": losses.detach()} | reward_metrics(chosen, rejected, margins)
+
+
+def reward_metrics(chosen: Tensor, rejected: Tensor, margins: Tensor) -> dict[str, Tensor]:
+    """Rewards, implicit or a model's, their margin, and where it has the right sign; all (B,)."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).to(margins.dtype),
+    }
+
+
 def preference_metrics(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -215,15 +255,8 @@ def preference_metrics(
     """
     policy_term = policy_coef * (policy_chosen_logps - policy_rejected_logps).detach()
     reference_term = reference_coef * (reference_chosen_logps - reference_rejected_logps)
-    margins = policy_term - reference_term
-    return {
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).to(margins.dtype),
-        "terms/policy": policy_term,
-        "terms/reference": reference_term,
-    }
+    metrics = reward_metrics(chosen_rewards, rejected_rewards, policy_term - reference_term)
+    return metrics | {"terms/policy": policy_term, "terms/reference": reference_term}
 
 
 def answer_mass(policy_logps: Tensor, reference_logps: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.attention import VARLEN_HEAD_SIZE, Segment, attend, attend_sequences, plan_sequences
-from model.logps import CPU_CACHE_BYTES, CPU_CHUNK_ROWS, chunks
+from model.logps import CPU_CACHE_BYTES, CPU_CHUNK_ROWS, TokenStats, chunks
 from model.lora import adapters_disabled
 from model.transformer import PackedBatch, Transformer
 
@@ -99,15 +99,16 @@ def plan_run(
     elif later:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    fields = ("input_ids", "positions", "predictors", "targets")
-    data = SimpleNamespace(**{name: getattr(batch, name).to("meta") for name in fields})
+    fields = ("input_ids", "positions", "predictors", "targets", "last_rows")
+    tensors = {name: getattr(batch, name) for name in fields}
+    data = SimpleNamespace(**{name: x.to("meta") for name, x in tensors.items() if x is not None})
     tracker = Tracker(model, data, ledger, device_type)
     data.segments = stand_in_for_attention(model, batch.segments, tracker)
     with tracker:
         if online_reference:
             with torch.no_grad(), adapters_disabled(model):
                 model(batch=data)
-        model(batch=data).logps.sum().backward()
+        loss_input(model(batch=data)).sum().backward()
     if sharding:
         sharding.end()
     traffic = sharding.traffic if sharding else dict.fromkeys(TRAFFIC, 0)
@@ -136,6 +137,11 @@ def render(plan: Plan) -> str:
 def shard_elements(parameter: Tensor, shards: int) -> int:
     """Elements of the first shard, the largest; FSDP2 pads the others to it."""
     return -(-len(parameter) // shards) * parameter[0].numel()
+
+
+def loss_input(out: TokenStats | Tensor) -> Tensor:
+    """What the loss is made of: log-probabilities, or a reward model's rewards."""
+    return out if isinstance(out, Tensor) else out.logps
 
 
 def compute_dtype(model: Transformer) -> torch.dtype:
@@ -395,7 +401,7 @@ class Sharding:
             return
         if i == self.root:
             self.ledger.release(("buffer", self.last))
-            self.last, out = None, out.logps
+            self.last, out = None, loss_input(out)
         else:
             self.ledger.release(("gathered", i))
         if out.requires_grad:

@@ -6,7 +6,6 @@ checked against that hash when it is read, and is never trusted on a mismatch.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from model.attention import Segment
 from model.checkpoint import base_parameters, write_tensors
 from model.lora import adapters_disabled
 from model.parallel import any_rank, drop_gathered, gather_json, is_main, sum_over_ranks, whole
 from model.transformer import Transformer
-
-PACKED_TOKENS = 4096  # of a prompt and its completions in one forward, beyond the first completion
 
 
 @torch.no_grad()
@@ -30,58 +26,6 @@ def reference_logps(model: Transformer, batch: Any) -> Tensor:
     """(2B,) log-probabilities of a packed batch's completions with the adapters disabled."""
     with adapters_disabled(model):
         return batch.sum_by_sequence(model(batch=batch).logps)
-
-
-@dataclass(frozen=True)
-class SharedPrompt:
-    """A packed batch: one prompt, laid out once, and many completions of it."""
-
-    input_ids: Tensor  # (T,)
-    positions: Tensor  # (T,)
-    segments: list[Segment]
-    predictors: Tensor  # (C,)
-    targets: Tensor  # (C,)
-
-
-@torch.no_grad()
-def completion_logps(
-    model: Transformer, prompt: Sequence[int], completions: Sequence[Sequence[int]]
-) -> list[float]:
-    """The summed log-probability of each completion behind a prompt, in packed forwards.
-
-    Completions share the prompt's rows, up to PACKED_TOKENS tokens to a forward.
-    """
-    sums: list[float] = []
-    while len(sums) < len(completions):
-        packed, tokens = [], len(prompt)
-        for completion in completions[len(sums) :]:
-            if packed and tokens + len(completion) > PACKED_TOKENS:
-                break
-            packed.append(list(completion))
-            tokens += len(completion)
-        logps = model(batch=share_prompt(model, list(prompt), packed)).logps
-        sums += [part.double().sum().item() for part in logps.split([len(c) for c in packed])]
-    return sums
-
-
-def share_prompt(
-    model: Transformer, prompt: list[int], completions: list[list[int]]
-) -> SharedPrompt:
-    """[prompt | first | second | ...]: the last token of a completion predicts nothing."""
-    P, start = len(prompt), len(prompt)
-    positions, predictors, segments = list(range(P)), [], []
-    for number, completion in enumerate(completions):
-        stop = start + len(completion)
-        positions += range(P, P + len(completion))
-        predictors += [P - 1, *range(start, stop - 1)]
-        segments.append((start, stop, 0, P) if number else (0, stop, 0, 0))
-        start = stop
-    ids = [*prompt, *(id for completion in completions for id in completion)]
-    targets = ids[P:]
-    device = model.norm.weight.device
-    tensors = (torch.tensor(values, device=device) for values in (ids, positions))
-    heads = (torch.tensor(values, device=device) for values in (predictors, targets))
-    return SharedPrompt(*tensors, segments, *heads)
 
 
 def cached_reference_logps(

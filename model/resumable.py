@@ -5,6 +5,7 @@ where it was stopped, and another one is refused. While ranks write, each has FI
 end FILE holds all rows, in order of their index.
 """
 
+import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -62,20 +63,25 @@ def settings_file(out: Path) -> Path:
     return out.with_name(out.name + ".settings.json")
 
 
-def part_file(out: Path, rank: int | None = None) -> Path:
-    """Where a rank writes: the file itself where there is one rank."""
-    if rank is None and parallel.world_size() == 1:
+def part_file(out: Path) -> Path:
+    """Where this rank writes: the file itself where there is one rank."""
+    if parallel.world_size() == 1:
         return out
-    return out.with_name(f"{out.name}.rank-{parallel.rank() if rank is None else rank}")
+    return out.with_name(f"{out.name}.rank-{parallel.rank()}")
+
+
+def part_files(out: Path) -> list[Path]:
+    """What ranks have written that has not been joined."""
+    return sorted(out.parent.glob(f"{glob.escape(out.name)}.rank-*"))
 
 
 def take_up(out: Path, settings: Mapping[str, Any], count: int) -> set[int]:
     """The indices of the rows that are there already, on every rank the same."""
     done: list[int] = []
     if parallel.is_main():
-        if out.exists() or settings_file(out).exists():
+        if out.exists() or settings_file(out).exists() or part_files(out):
             check_settings(out, settings)
-            done = join_parts(out)
+            done = [index for index in join_parts(out) if index < count]
             parallel.note(f"{out}: {len(done)} of {count} rows are there already")
         write_text(settings_file(out), json.dumps(settings, indent=2) + "\n")
     return set(parallel.gather_json(done)[0])
@@ -85,7 +91,8 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     """ValueError, naming what differs, for a file whose rows were made otherwise."""
     file = settings_file(out)
     if not file.exists():
-        raise ValueError(f"{out} is there already, without {file.name}; pass another file")
+        there = out if out.exists() else part_files(out)[0]
+        raise ValueError(f"{there} is there already, without {file.name}; pass another file")
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -106,7 +113,7 @@ def join_parts(out: Path) -> list[int]:
 
     A row that a kill has cut short is left out.
     """
-    parts = sorted(out.parent.glob(f"{out.name}.rank-*"))
+    parts = part_files(out)
     rows: dict[int, str] = {}
     for part in [out, *parts]:
         if not part.exists():
@@ -126,6 +133,9 @@ def read_row(line: bytes, where: str) -> tuple[int, str]:
     """(index, the line as a text) of a row."""
     try:
         text = line.decode()
-        return int(json.loads(text)["index"]), text
+        index = json.loads(text)["index"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{where}: not a row with an index; mend or remove it") from None
+        index = None
+    if type(index) is not int or index < 0:
+        raise ValueError(f"{where}: not a row with an index; mend or remove it")
+    return index, text

@@ -5,7 +5,7 @@ appended as soon as all its completions are there; see `model/resumable.py`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from model import parallel
 from model.generate import Completion, generate
-from model.reference import completion_logps, hash_weights
+from model.reference import hash_weights
 from model.resumable import write_rows
 from model.sampling import Sampling, completion_seeds
+from model.score import completion_logps
 from model.transformer import Transformer
 
 
@@ -58,7 +59,7 @@ def write_samples(
             row |= describe_completions(completions, to_text)
             if reference is not None:
                 ids = [completion.ids for completion in completions]
-                row["reference_logps"] = completion_logps(reference, prompts[index], ids)
+                (row["reference_logps"],) = completion_logps(reference, [prompts[index]], [ids])
             yield index, row
 
     write_rows(out, settings, len(prompts), make, model)
@@ -120,11 +121,16 @@ def describe(
     reference: Transformer | None,
 ) -> dict[str, Any]:
     """All that the completions depend on, as JSON."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(len(prompt).to_bytes(8, "little"))
-        digest.update(np.asarray(prompt, dtype=np.int64).tobytes())
     weights = {"weights": hash_weights(model, adapters=True)}
     if reference is not None:
         weights["reference_weights"] = hash_weights(reference)
-    return asdict(drawing) | weights | {"prompts": digest.hexdigest()}
+    return asdict(drawing) | weights | {"prompts": digest_of_ids(prompts)}
+
+
+def digest_of_ids(sequences: Iterable[Sequence[int]]) -> str:
+    """SHA-256 over sequences of token ids."""
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.asarray(ids, dtype=np.int64).tobytes())
+    return digest.hexdigest()

@@ -163,6 +163,16 @@ def load_training_state(
     return step
 
 
+def load_trained(checkpoint: Path, model: nn.Module) -> int:
+    """Fill the trained parameters of a model from a whole checkpoint; returns its step."""
+    step, shards, _ = read_state(checkpoint / "state.json")
+    files = [checkpoint / shard_file(place, shards) for place in range(shards)]
+    shapes = [tensor_shapes(file) for file in files]
+    for name, parameter in trained_parameters(model).items():
+        read_shards(files, shapes, name, parameter)
+    return step
+
+
 def read_state(file: Path) -> tuple[int, int, dict[str, Any]]:
     """The step, the number of shards, and what the run depends on."""
     fields = read_json(file)

@@ -6,6 +6,10 @@ One forward in three forms:
     model(input_ids (B, T), cache=cache)  -> logits (B, V)     of the last position: generation,
                                              a prompt (1, T) or one new token (B, 1) for each row
     model(batch=packed)                   -> TokenStats (C,)   of the completion tokens alone
+    model(batch=packed, cache=read)       -> the same, where all of the row continues a read prompt
+
+A reward model has one number per token in place of logits: (B, T), (B,), and of a packed batch
+(2B,) the rewards of its completions, each read at the completion's last token.
 
 Differences from the published code: none in the numbers; the rotary tables are computed from the
 positions at each call, in float32, and attention dropout does not exist.
@@ -47,16 +51,19 @@ class ModelConfig:
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    scalar_head: bool = False  # a reward model: one number from a hidden state, no vocabulary
 
 
 class PackedBatch(Protocol):
-    """What the packed form of the forward reads of a batch."""
+    """What the packed form of the forward reads of a batch; of the last three, a language model
+    the first two and a reward model the third."""
 
     input_ids: Tensor  # (T,)
     positions: Tensor  # (T,)
     segments: list[Segment]
     predictors: Tensor  # (C,) the row of the hidden states that predicts each completion token
     targets: Tensor  # (C,)
+    last_rows: Tensor  # (2B,) the row of each completion's last token
 
 
 class Linear(nn.Linear):
@@ -212,10 +219,12 @@ class Attention(nn.Module):
         key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (..., K, E)
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (..., K, E)
         query, key = rotate(query, context.cos, context.sin), rotate(key, context.cos, context.sin)
-        if context.cache is not None:
-            out = context.cache.attend(self.layer, query, key, value, self.window)
-        elif context.plan is not None:
+        if context.plan is not None:
+            if context.cache is not None:
+                key, value = context.cache.behind(self.layer, key, value)  # (before + T, K, E)
             out = self.attend(query, key, value, context.plan, self.window)
+        elif context.cache is not None:
+            out = context.cache.attend(self.layer, query, key, value, self.window)
         else:
             out = attend_batch(query, key, value, self.window)
         return self.o_proj(out.flatten(-2))  # (..., D)
@@ -265,7 +274,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids -> logits, or the log-probabilities of a packed batch's completion tokens."""
+    """Token ids -> logits, or the log-probabilities of a packed batch's completion tokens; or
+    rewards."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -277,9 +287,12 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        if config.scalar_head:
+            self.score = Linear(config.hidden_size, 1, bias=False)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.embed_tokens.weight
 
     def forward(
         self,
@@ -290,19 +303,28 @@ class Transformer(nn.Module):
         """See the head of this file.
 
         input_ids: (B, T); rows are independent and causal, so that padding on the right is
-        harmless. cache: where these ids continue; their keys and values are added to it.
+        harmless. cache: where these ids continue; their keys and values are added to it, but for
+        those of a batch: each of its segments continues the prompt that was read.
         """
         if batch is not None:
-            hidden = self.hidden_states(batch.input_ids, batch.positions, segments=batch.segments)
+            hidden = self.hidden_states(batch.input_ids, batch.positions, batch.segments, cache)
+            if self.config.scalar_head:
+                return self.read_out(hidden.index_select(0, batch.last_rows))  # (2B,)
             predictors = hidden.index_select(0, batch.predictors)  # (C, D): no other meets the head
             return token_logps(predictors, self.lm_head.weight, batch.targets, options=self.head)
         B, T = input_ids.shape
         if cache is None:
             positions = torch.arange(T, device=input_ids.device).expand(B, T)
-            return self.lm_head(self.hidden_states(input_ids, positions))  # (B, T, V)
+            return self.read_out(self.hidden_states(input_ids, positions))  # (B, T, V)
         hidden = self.hidden_states(input_ids, cache.positions(input_ids), cache=cache)
         cache.advance()
-        return self.lm_head(hidden[:, -1:])[:, 0]  # (B, V)
+        return self.read_out(hidden[:, -1:])[:, 0]  # (B, V)
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V); of a reward model (...) float32, or as wide as the input."""
+        if self.config.scalar_head:
+            return self.score(widen(hidden)).squeeze(-1)
+        return self.lm_head(hidden)
 
     def hidden_states(
         self,
@@ -318,7 +340,9 @@ class Transformer(nn.Module):
         cos, sin = rotary_tables(self.config, positions, x.dtype)
         plan = None
         if segments is not None:
-            plan = plan_attention(segments, self.config.sliding_window, x, self.config.head_dim)
+            before = 0 if cache is None else cache.length
+            window, head_dim = self.config.sliding_window, self.config.head_dim
+            plan = plan_attention(segments, window, x, head_dim, before)
         context = Context(cos, sin, plan, cache)
         recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):

@@ -54,11 +54,14 @@ def random_qkv(*shape: int, heads: tuple[int, int], E: int = 8, dtype=torch.floa
 SEGMENTS = [(0, 12, 0, 0), (12, 15, 0, 5), (15, 21, 0, 0), (21, 22, 15, 19)]
 
 
-def packed_ref(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+def packed_ref(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, before: int = 0
+) -> Tensor:
     outputs = []
     for start, stop, prefix_start, prefix_stop in SEGMENTS:
         keys = [*range(prefix_start, prefix_stop), *range(start, stop)]
-        P, L = prefix_stop - prefix_start, stop - start
+        keys = [*range(before), *(before + row for row in keys)]
+        P, L = before + prefix_stop - prefix_start, stop - start
         seen = sees(torch.arange(P, P + L), torch.arange(P + L), window)
         outputs.append(attention_ref(query[start:stop], key[keys], value[keys], seen))
     return torch.cat(outputs)
@@ -67,11 +70,14 @@ def packed_ref(query: Tensor, key: Tensor, value: Tensor, window: int | None) ->
 @pytest.mark.parametrize("masked_rows", [0, 16, 256])  # by segment; one pair masked; all of it
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads", HEADS)
-def test_packed_segments_see_their_prefix_and_their_past(heads, window, masked_rows, monkeypatch):
-    query, key, value = (x.requires_grad_() for x in random_qkv(22, heads=heads))
-    expected = packed_ref(query, key, value, window)
+@pytest.mark.parametrize("before", [0, 6])  # keys of a prompt that was read before
+def test_packed_segments_see_their_prefix_and_their_past(
+    heads, window, before, masked_rows, monkeypatch
+):
+    query, key, value = random_rows(before, heads)
+    expected = packed_ref(query, key, value, window, before)
     monkeypatch.setattr(attention, "MASKED_ROWS", masked_rows)
-    plan = plan_blocks(SEGMENTS, window, query.device)
+    plan = plan_blocks(SEGMENTS, window, query.device, before)
     blocks = plan.blocks
     assert [block.rows for block in blocks] == ([22] if masked_rows == 256 else [15, 7])
     assert [block.mask is not None for block in blocks] == [masked_rows > 0] * len(blocks)
@@ -84,6 +90,12 @@ def test_packed_segments_see_their_prefix_and_their_past(heads, window, masked_r
         gradients, torch.autograd.grad(expected, (query, key, value), upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def random_rows(before: int, heads: tuple[int, int]) -> list[Tensor]:
+    """22 queries, and keys and values of as many rows behind those that were read."""
+    query, key, value = random_qkv(before + 22, heads=heads)
+    return [x.requires_grad_() for x in (query[before:], key, value)]
 
 
 def varlen_by_definition(query, key, value, query_starts, key_starts, max_q, max_k, *, window_size):
@@ -105,11 +117,13 @@ def varlen_by_definition(query, key, value, query_starts, key_starts, max_q, max
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads", HEADS)
-def test_sequences_of_one_launch_mean_the_same(heads, window, monkeypatch):
+@pytest.mark.parametrize("before", [0, 6])
+def test_sequences_of_one_launch_mean_the_same(heads, window, before, monkeypatch):
     monkeypatch.setattr(attention, "flash_attention", lambda: varlen_by_definition)
-    query, key, value = (x.requires_grad_() for x in random_qkv(22, heads=heads))
-    plan = plan_sequences(SEGMENTS, query.device)
-    out, expected = attend(query, key, value, plan, window), packed_ref(query, key, value, window)
+    query, key, value = random_rows(before, heads)
+    plan = plan_sequences(SEGMENTS, query.device, before)
+    out = attend(query, key, value, plan, window)
+    expected = packed_ref(query, key, value, window, before)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     upstream = random_qkv(22, heads=heads, seed=1)[0]
     ours, theirs = (torch.autograd.grad(o, (query, key, value), upstream) for o in (out, expected))
@@ -124,13 +138,15 @@ def test_without_a_prefix_no_key_is_gathered():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads", HEADS)
-def test_flash_attention_on_a_gpu(heads, window, dtype):
+@pytest.mark.parametrize("before", [0, 6])
+def test_flash_attention_on_a_gpu(heads, window, before, dtype):
     """Half precision against float64 on the same rounded inputs, values and gradients."""
-    cuda = [x.cuda().requires_grad_() for x in random_qkv(22, heads=heads, E=64, dtype=dtype)]
+    query, key, value = random_qkv(before + 22, heads=heads, E=64, dtype=dtype)
+    cuda = [x.cuda().requires_grad_() for x in (query[before:], key, value)]
     exact = [x.detach().cpu().double().requires_grad_() for x in cuda]
-    plan = plan_attention(SEGMENTS, window, cuda[0], 64)
+    plan = plan_attention(SEGMENTS, window, cuda[0], 64, before)
     assert isinstance(plan, Sequences)
-    out, expected = attend(*cuda, plan, window), packed_ref(*exact, window)
+    out, expected = attend(*cuda, plan, window), packed_ref(*exact, window, before)
     torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=2e-2)
     upstream = random_qkv(22, heads=heads, E=64, dtype=dtype, seed=1)[0]
     ours = torch.autograd.grad(out, cuda, upstream.cuda())

@@ -5,11 +5,13 @@ python -m pytest tests/test_metrics.py
 
 from fractions import Fraction
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
 
 from eval.metrics import (
+    basic_interval,
     bootstrap_interval,
     majority_vote,
     paired_difference,
@@ -18,6 +20,7 @@ from eval.metrics import (
     powers_of_two,
     split_weights,
     weighted_mean,
+    wilson_interval,
 )
 
 
@@ -158,3 +161,69 @@ def test_weighted_paired_difference_by_hand() -> None:
 def test_a_problem_without_weight_is_left_out() -> None:
     with pytest.raises(AssertionError, match="leave it out"):
         weighted_mean([(0.5, 0)])
+
+
+# ------------------------------------------------------------------------------------------------
+# intervals of proportions, and of numbers that are no mean
+
+
+def test_wilson_interval_by_hand() -> None:
+    """z^2 = 3.8415. None of 10: from 0 to z^2 / (10 + z^2) = 3.8415 / 13.8415 = 0.27753.
+
+    5 of 10: half = z / 1.38415 * sqrt(0.025 + 3.8415 / 400) = 0.26341 on either side of 1/2.
+    """
+    assert wilson_interval([0] * 10) == (0, pytest.approx(0.27753, abs=5e-6))
+    assert wilson_interval([1] * 10) == pytest.approx((1 - 0.27753, 1), abs=5e-6)
+    halves = pytest.approx((0.5 - 0.26341, 0.5 + 0.26341), abs=5e-6)
+    assert wilson_interval([0, 1] * 5) == halves
+    low, high = wilson_interval([1, 0], z=0)
+    assert (low, high) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("right", "N"), [(0, 1), (1, 2), (3, 7), (64, 65), (900, 1134)])
+def test_wilson_interval_holds_what_the_normal_test_does_not_reject(right: int, N: int) -> None:
+    """Its ends are the two p with |share - p| = z sqrt(p (1 - p) / N): the roots of
+
+    (1 + z^2 / N) p^2 - (2 share + z^2 / N) p + share^2.
+    """
+    z, share = 1.959963984540054, right / N
+    roots = np.roots([1 + z * z / N, -(2 * share + z * z / N), share * share])
+    found = wilson_interval([1] * right + [0] * (N - right))
+    assert found == pytest.approx(sorted(roots.real), abs=1e-12)
+
+
+def test_wilson_interval_covers_the_share() -> None:
+    """On the mean over p it covers 95%, also at N = 10: every count, weighted by its chance."""
+    N, covered = 10, []
+    for p in np.linspace(0.005, 0.995, 199):
+        ends = [wilson_interval([1] * k + [0] * (N - k)) for k in range(N + 1)]
+        chances = [comb(N, k) * p**k * (1 - p) ** (N - k) for k in range(N + 1)]
+        covered.append(sum(c for c, (low, high) in zip(chances, ends, strict=True)
+                           if low <= p <= high))  # fmt: skip
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.006)
+
+
+def test_basic_interval_by_hand() -> None:
+    """The larger of 0 and 1 is 1; of resamples 0 in one of four: quantiles 0 and 1.
+
+    From 2 * 1 - 1 to 2 * 1 - 0, while the percentiles are 0 and 1.
+    """
+    assert basic_interval(np.array([0.0, 1.0]), np.max, confidence=0.6) == (1, 2)
+    assert basic_interval(np.array([3.0] * 4), np.max) == (3, 3)
+
+
+def test_basic_interval_mirrors_the_percentiles() -> None:
+    """At the number itself: of a mean, from the same resamples, both can be had."""
+    values = np.random.default_rng(0).exponential(size=40)
+    low, high = bootstrap_interval(values, resamples=300, seed=5)
+    mirrored = basic_interval(values, np.mean, resamples=300, seed=5)
+    assert mirrored == pytest.approx((2 * values.mean() - high, 2 * values.mean() - low), abs=1e-12)
+    assert mirrored != pytest.approx((low, high), abs=1e-3)
+
+
+def test_basic_interval_resamples_whole_rows() -> None:
+    """The slope of y = 3x is 3 in every resample; rows may have any shape."""
+    x = np.arange(1.0, 9)
+    rows = np.stack([x, 3 * x], axis=1)
+    assert basic_interval(rows, lambda r: (r[:, 0] @ r[:, 1]) / (r[:, 0] @ r[:, 0])) == (3, 3)
+    assert basic_interval(rows[:, :, None], lambda r: float(r.shape == (8, 2, 1))) == (1, 1)

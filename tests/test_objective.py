@@ -14,6 +14,8 @@ from model.objective import (
     ipo_loss,
     objective_loss,
     preference_loss,
+    reward_loss,
+    reward_objective,
     robust_loss,
     sft_term,
 )
@@ -181,7 +183,40 @@ def test_logged_terms_add_up(objective):
     assert torch.equal(terms["logps/chosen"], four[0]) and torch.equal(terms["loss"], losses)
 
 
+def test_hand_worked_reward_loss():
+    """r(y_w) = 1.3, r(y_l) = 1.05: margin 0.25 as in SPL's example, the same loss 0.5759394.
+
+    Smoothed by 0.1, 0.9 * 0.5759394 + 0.1 * 0.8259394 = 0.6009394: softplus(m) = softplus(-m) + m.
+    """
+    chosen, rejected = torch.tensor([[1.3], [1.05]], dtype=torch.float64)
+    assert reward_loss(chosen, rejected).item() == pytest.approx(0.5759394, abs=1e-7)
+    assert reward_loss(chosen, rejected, 0.1).item() == pytest.approx(0.6009394, abs=1e-7)
+    moved = reward_loss(chosen + 70, rejected + 70)  # a constant of the prompt is free
+    assert moved.item() == pytest.approx(0.5759394, abs=1e-7)
+
+
+def test_dpo_is_the_reward_loss_of_its_implicit_rewards():
+    four = logps()
+    for smoothing in (0.0, 0.2):
+        losses, chosen, rejected = preference_loss(*four, 0.1, 0.1, smoothing)
+        torch.testing.assert_close(reward_loss(chosen, rejected, smoothing), losses)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_reward_gradient_is_that_of_finite_differences(smoothing):
+    rewards = torch.randn(10, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    losses = lambda values: reward_objective(values, smoothing)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(losses, (rewards.requires_grad_(),), eps=1e-5, atol=1e-8)
+    _, terms = reward_objective(rewards, smoothing)
+    assert not any(values.requires_grad for values in terms.values())
+    margins = rewards.detach()[:5] - rewards.detach()[5:]
+    assert torch.equal(terms["rewards/margins"], margins)
+    assert torch.equal(terms["rewards/accuracies"], (margins > 0).double())
+
+
 def test_extreme_margins_stay_finite():
+    wide = torch.tensor([[300.0, -300.0], [-300.0, 300.0]])
+    assert reward_loss(*wide).tolist() == [0.0, 600.0]
     far = torch.tensor([[-1e4], [-1e-3], [-1e-3], [-1e4]])
     losses, _, _ = preference_loss(*far, 1.1, 0.1)
     assert losses.item() == pytest.approx(1.1 * 1e4 + 0.1 * 1e4, rel=1e-5)

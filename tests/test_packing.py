@@ -46,6 +46,7 @@ def test_layout_by_hand():
     assert batch.targets.tolist() == [3, 4, 5, 6, 8, 9, 10]
     assert batch.sequence_id.tolist() == [0, 0, 0, 2, 1, 3, 3]
     assert batch.lengths.tolist() == [3, 1, 1, 2]
+    assert batch.last_rows.tolist() == [4, 7, 5, 9]
     assert batch.pair_ids == [4, 9] and len(batch) == 2
     sums = batch.sum_by_sequence(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]))
     assert sums.tolist() == [6, 5, 4, 13]

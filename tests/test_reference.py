@@ -7,16 +7,13 @@ import pytest
 import torch
 
 from data.packing import epoch_batches, pack_pairs
-from model import reference as module
 from model.lora import add_lora
 from model.reference import (
     cached_reference_logps,
-    completion_logps,
     hash_weights,
     reference_key,
     reference_logps,
 )
-from tests.test_generate import random_model
 from tests.test_lora import scatter, small_model
 from tests.test_transformer import padded_logps, random_pairs
 
@@ -92,30 +89,3 @@ def test_the_adapters_are_part_of_the_policy():
     assert other != one
     model.lm_head.weight.data[0, 0] += 1
     assert hash_weights(model, adapters=True) not in (one, other)
-
-
-def plain_logps(model, prompt: list[int], completion: list[int]) -> float:
-    logits = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1)[range(len(completion)), completion].sum().item()
-
-
-@pytest.mark.parametrize("tokens, forwards", [(4096, 1), (30, 3), (1, 5)])
-@pytest.mark.parametrize("window", [None, 5])
-def test_completions_that_share_their_prompt_have_the_logps_of_the_plain_forward(
-    monkeypatch, tokens, forwards, window
-):
-    """A prompt of 7 tokens and completions of 1, 13, 1, 40 and 6, in float64.
-
-    In room for 30 tokens go 7 + 1 + 13 + 1, then 7 + 40, since one at least is taken, then 7 + 6.
-    """
-    monkeypatch.setattr(module, "PACKED_TOKENS", tokens)
-    model, batches = random_model(torch.float64, sliding_window=window), []
-    model.register_forward_pre_hook(lambda *given: batches.append(given), with_kwargs=True)
-    generator = torch.Generator().manual_seed(0)
-    completions = [torch.randint(77, (n,), generator=generator).tolist() for n in (1, 13, 1, 40, 6)]
-    prompt = [1, 2, 3, 4, 5, 6, 7]
-    logps = completion_logps(model, prompt, completions)
-    assert len(batches) == forwards
-    expected = [plain_logps(model, prompt, completion) for completion in completions]
-    assert logps == pytest.approx(expected, abs=1e-9)
-    assert completion_logps(model, prompt, []) == []

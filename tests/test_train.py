@@ -88,10 +88,10 @@ def assert_close(one: dict, two: dict, rtol: float) -> None:
 # the objective in the loop
 
 
-@pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust", "sft"])
+@pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust", "sft", "reward"])
 def test_loss_falls(folder, objective):
-    config = settings(folder, objective=objective, alpha=0.12 if objective == "spl" else 0.9,
-                      max_steps=12, batch_size=8)  # fmt: skip
+    weight = {"h_dpo": {"alpha": 0.9}}.get(objective, {})
+    config = settings(folder, objective=objective, max_steps=12, batch_size=8, **weight)
     pairs = pairs_of(8)
     if objective == "sft":
         pairs = without_rejected(pairs)

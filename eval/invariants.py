@@ -1,0 +1,210 @@
+"""Does what a preference training rests on hold, on this model and these pairs?
+
+`check_run` builds what train.py builds from the same flags, prints a line for each invariant, and
+ends with `ready to train` or with the one thing to mend. What the files say is checked first, on
+all pairs (eval/invariant_texts.py); then what the policy computes of some of them
+(eval/invariant_numbers.py, eval/invariant_gradients.py). A stage that fails is the last: broken
+texts cost no look at the weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.chat import CHAT_FORMATS, detect_chat_format, read_template, recognise_template
+from data.pairs import Pair, TokenPair, read_pairs, tokenize_pairs
+from data.tokenizer import load_tokenizer
+from eval.findings import FAIL, HEADER, NOTE, Finding
+from eval.invariant_gradients import gradient_findings
+from eval.invariant_numbers import Objective, number_findings, shortest
+from eval.invariant_texts import Texts, spread, text_findings
+from model.adapter import read_scaled
+from model.checkpoint import allocate, empty_model, read_model_config, read_weights
+from model.lora import TARGETS, add_lora, initial_adapters
+from model.parallel import fill
+from model.run import choose_device
+from model.transformer import Transformer
+
+EMBEDDED = "data/tiny/train.jsonl"
+EMBEDDED_EVAL = "data/tiny/eval.jsonl"
+PREFERENCES = ("dpo", "spl", "h_dpo", "ipo", "robust")
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """The flags of train.py that the checks depend on, with its defaults."""
+
+    model: str = "data/tiny"  # folder of a Llama or Mistral checkpoint
+    tokenizer: str | None = None  # folder with the tokenizer; none: the folder of --model
+    adapter: str | None = None  # folder with a LoRA adapter to start from; merged into the base
+    data: tuple[str, ...] = (EMBEDDED,)  # files or folders of JSONL, JSONL.gz or parquet
+    eval_data: tuple[str, ...] | None = None  # held-out pairs; none: train.py splits --data
+    chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
+    max_length: int = 1024  # tokens of a prompt and its longer completion
+    max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
+    objective: str = "spl"  # dpo, spl, h_dpo, ipo or robust
+    alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
+    beta: float = 0.1  # weight of the reference term in the margin
+    label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
+    lora_rank: int = 16  # 0 trains every parameter
+    lora_alpha: float = 16.0  # the adapter's product is scaled by lora_alpha / lora_rank
+    lora_targets: tuple[str, ...] = TARGETS  # which linear layers carry an adapter
+    micro_batch_tokens: int = 8192  # packed tokens per backward pass
+    dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
+    device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
+    seed: int = 0  # of the adapters
+
+
+def check_run(config: CheckConfig, pairs_limit: int = 8) -> bool:
+    """Print every invariant; True where all hold. pairs_limit: how many pairs meet the model.
+
+    Raises ValueError for a flag that no data could make right; what is wrong with the model or the
+    data is printed as the thing to mend.
+    """
+    check_config(config, pairs_limit)
+    findings: list[Finding] = []
+    for stage in stages(config, pairs_limit):
+        for finding in stage:
+            if not findings:
+                print(f"\n{HEADER}")
+            print(finding, flush=True)
+            findings.append(finding)
+        if any(finding.verdict == FAIL for finding in findings):
+            break
+    failed = [finding for finding in findings if finding.verdict == FAIL]
+    notes = sum(finding.verdict == NOTE for finding in findings)
+    if failed:
+        others = f" ({len(failed)} invariants fail, this is the first)" if failed[1:] else ""
+        print(f"\nto mend: {failed[0].name}{others}\n{failed[0].mend}")
+        return False
+    print(f"\n{len(findings)} invariants hold, {notes} with a note\nready to train")
+    return True
+
+
+def check_config(config: CheckConfig, pairs_limit: int) -> None:
+    """ValueError naming the flag, before any file is read."""
+
+    def expect(condition: bool, flag: str, expected: str) -> None:
+        if not condition:
+            raise ValueError(f"--{flag} expects {expected}, got {getattr(config, flag)!r}")
+
+    expect(config.objective in PREFERENCES, "objective", f"one of {', '.join(PREFERENCES)}")
+    formats = ("auto", *CHAT_FORMATS)
+    expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
+    expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
+    for flag in ("max_length", "max_prompt_length", "micro_batch_tokens"):
+        expect(getattr(config, flag) >= 1, flag, "1 or more")
+    for flag in ("alpha", "beta", "lora_alpha"):
+        expect(getattr(config, flag) > 0, flag, "a number above 0")
+    for flag in ("lora_rank", "seed"):
+        expect(getattr(config, flag) >= 0, flag, "0 or more")
+    expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
+    shorter = config.max_prompt_length < config.max_length
+    expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
+    if config.label_smoothing and config.objective == "ipo":
+        raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
+    if pairs_limit < 1:
+        raise ValueError(f"expected 1 or more pairs for the model to see, got {pairs_limit}")
+
+
+def stages(config: CheckConfig, pairs_limit: int) -> Iterator[Iterator[Finding]]:
+    """Texts, numbers, gradients: each rests on the one before, and is built when it is asked for.
+
+    What a reader refuses is a stage of one failure.
+    """
+    device, dtype = choose_device(config.device, config.dtype)
+    mistakes = (ValueError, OSError, ImportError)
+    try:
+        texts = load_texts(config)
+    except mistakes as error:
+        yield iter([unreadable("model and data readable", error)])
+        return
+    yield text_findings(texts)
+    try:
+        model = build_policy(config, dtype, device)
+    except mistakes as error:
+        yield iter([unreadable("weights readable", error)])
+        return
+    some = spread(texts.tokens, pairs_limit)
+    weights = config.objective, config.alpha, config.beta, config.label_smoothing
+    objective, ids = Objective(*weights), (special_tokens(texts, some), texts.end)
+    yield number_findings(model, some, objective, *ids, config.micro_batch_tokens, device)
+    yield gradient_findings(model, shortest(some), objective, device)
+
+
+def unreadable(name: str, error: Exception) -> Finding:
+    return Finding(name, FAIL, type(error).__name__, "no error", "none", str(error))
+
+
+# ------------------------------------------------------------------------------------------------
+# what train.py builds
+
+
+def load_texts(config: CheckConfig) -> Texts:
+    """The pairs as texts and as ids. Raises what the readers raise, with the file:line to mend."""
+    source = config.tokenizer or config.model
+    model_config = read_model_config(config.model)
+    tokenizer = load_tokenizer(source)
+    asked = None if config.chat_format == "auto" else config.chat_format
+    chat_format, reason = detect_chat_format(source, tokenizer, asked)
+    print(f"chat format: {chat_format.name} ({reason})")
+    eval_data = config.eval_data
+    if eval_data is None and config.data == (EMBEDDED,):
+        eval_data = (EMBEDDED_EVAL,)
+    max_length = min(config.max_length, model_config.max_position_embeddings)
+    max_prompt_length = min(config.max_prompt_length, max_length - 1)
+
+    def read(data: tuple[str, ...]) -> tuple[list[Pair], list[TokenPair]]:
+        pairs = read_pairs(data, config.objective)
+        limits = max_length, max_prompt_length  # the vocabulary is a check of its own
+        return pairs, tokenize_pairs(pairs, tokenizer, chat_format, *limits)
+
+    pairs, tokens = read(config.data)
+    return Texts(
+        pairs={pair.source: pair for pair in pairs},
+        tokens=tokens,
+        held_out=read(eval_data)[1] if eval_data else [],
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        template=own_template(source),
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        vocab_size=model_config.vocab_size,
+    )
+
+
+def own_template(source: str) -> str | None:
+    """The format of the chat template beside a tokenizer, None where there is none."""
+    template, file = read_template(Path(source))
+    if template is None:
+        return None
+    known = recognise_template(template)
+    return known.name if known else f"{file}, which is not a known one"
+
+
+def special_tokens(texts: Texts, pairs: list[TokenPair]) -> list[int]:
+    """The special tokens that stand in some pairs."""
+    known = set(texts.tokenizer.special_ids.values())
+    there = {id for p in pairs for ids in (p.prompt_ids, p.chosen_ids) for id in ids.tolist()}
+    return sorted(known & there)
+
+
+def build_policy(config: CheckConfig, dtype: torch.dtype, device: str) -> Transformer:
+    """The policy on one device, as train.py has it before its first step."""
+    if config.adapter and dtype != torch.float32:
+        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
+    full = config.lora_rank == 0
+    model = empty_model(config.model, torch.float32 if full else dtype)
+    if full:
+        model.requires_grad_(True)
+        model.compute_dtype = dtype
+    else:
+        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+    merged = read_scaled(model, config.adapter) if config.adapter else {}
+    allocate(model, device)
+    read_weights(model, config.model, merged)
+    for parameter, values in initial_adapters(model, config.seed):
+        fill(parameter, values)
+    return model
