@@ -32,19 +32,15 @@ from data.packing import (
     steps_per_epoch,
     to_device,
 )
-from data.pairs import TokenPair, flip_labels, read_pairs, split_by_prompt, tokenize_pairs
+from data.pairs import TokenPair, read_split, tokenize_pairs
 from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
-from model import parallel
-from model.adapter import fill_head, read_scaled, save_adapter
+from model import parallel, policy
+from model.adapter import save_adapter
 from model.checkpoint import (
     DTYPES,
-    allocate,
     config_file,
-    empty_model,
-    init_weights,
     read_model_config,
-    read_weights,
     save_model,
 )
 from model.config import parse_config, to_json
@@ -62,7 +58,7 @@ from model.logbook import (
     write_record,
 )
 from model.logps import HEAD_KERNELS, HeadOptions
-from model.lora import TARGETS, add_lora, initial_adapters
+from model.lora import TARGETS
 from model.objective import OBJECTIVES, answer_mass, objective_loss, reward_objective, sft_term
 from model.plan import plan_run, render
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
@@ -277,12 +273,10 @@ def load_pairs(
     eval_data = config.eval_data
     if eval_data is None and config.data == (EMBEDDED,) and config.objective != "sft":
         eval_data = (EMBEDDED_EVAL,)
-    pairs = read_pairs(config.data, config.objective)
-    if eval_data is not None:
-        held_out = read_pairs(eval_data, config.objective)
-    else:
-        pairs, held_out = split_by_prompt(pairs, config.eval_fraction, config.seed)
-    pairs = flip_labels(pairs, config.label_noise, config.seed)
+    pairs, held_out = read_split(
+        config.data, eval_data, config.eval_fraction, config.label_noise, config.objective,
+        config.seed,
+    )  # fmt: skip
     max_length = min(config.max_length, model_config.max_position_embeddings)
     max_prompt_length = min(config.max_prompt_length, max_length - 1)
     if max_length < config.max_length:
@@ -295,26 +289,13 @@ def load_pairs(
 
 
 def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transformer:
-    """The model with what is trained in float32 and what is frozen in the load dtype.
-
-    It takes shape without memory; then each rank makes room for its share, and fills it.
-    """
-    full = config.lora_rank == 0
-    if config.adapter and dtype != torch.float32:
-        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
+    """The policy of a configuration before its first step, and a line on its size."""
     model = shape_policy(config, dtype)
-    merged = read_scaled(model, config.adapter) if config.adapter else {}
-    parallel.shard(model, device, dtype, config.replicas, config.cpu_offload)
-    allocate(model, "cpu" if config.cpu_offload else device)
-    if config.init:
-        init_weights(model, config.seed)
-    else:
-        read_weights(model, config.model, merged)
-        if config.adapter:
-            fill_head(model, config.adapter)
-    if not full:
-        for parameter, values in initial_adapters(model, config.seed):
-            parallel.fill(parameter, values)
+    folder = None if config.init else config.model
+    policy.fill_policy(
+        model, folder, config.adapter, config.seed, dtype, device, config.replicas,
+        config.cpu_offload,
+    )  # fmt: skip
     parameters = list(model.parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -332,21 +313,17 @@ def build_policy(config: TrainConfig, dtype: torch.dtype, device: str) -> Transf
 
 
 def shape_policy(config: TrainConfig, dtype: torch.dtype) -> Transformer:
-    """The policy of a configuration on the meta device, with all that is set but its numbers."""
-    full = config.lora_rank == 0
+    """The policy on the meta device, with the options of its forward."""
     path = config.init or config.model
-    path = config_file(path) if config.init or config.plan else path  # else with its weights
-    reward = config.objective == "reward"
-    model = empty_model(path, torch.float32 if full else dtype, reward)
-    if full:
-        model.requires_grad_(True)
-        model.compute_dtype = dtype
-    else:
-        add_lora(
-            model, config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_dropout
-        )
-        if reward:
-            model.score.requires_grad_(True)
+    model = policy.shape_policy(
+        config_file(path) if config.init or config.plan else path,  # else with its weights
+        dtype,
+        config.lora_rank,
+        config.lora_alpha,
+        config.lora_targets,
+        config.lora_dropout,
+        config.objective == "reward",
+    )
     model.checkpoint_activations = config.activation_checkpointing
     model.keep_every = config.keep_every
     model.head = HeadOptions(config.head_workspace_mib * 2**20, config.head_kernel)

@@ -13,9 +13,10 @@ from data.chat import ChatFormat, detect_chat_format
 from data.pairs import TokenPair, read_split, tokenize_pairs
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.audit_terms import Objective
-from model.adapter import load_policy, read_scaled
-from model.checkpoint import allocate, empty_model, read_json, read_model_config, read_weights
-from model.lora import TARGETS, add_lora
+from model.adapter import load_policy
+from model.checkpoint import read_json, read_model_config
+from model.lora import TARGETS
+from model.policy import fill_policy, shape_policy
 from model.transformer import Transformer
 
 SIDES = ("chosen", "rejected")
@@ -179,15 +180,8 @@ def load_models(
 
 
 def trained_model(settings: Settings, dtype: torch.dtype, device: str) -> Transformer:
-    """A model whose trained parameters a checkpoint fills: with fresh adapters, or all of it."""
-    full = settings.lora_rank == 0
-    model = empty_model(settings.model, torch.float32 if full else dtype)
-    merged = read_scaled(model, settings.adapter) if settings.adapter else {}
-    if full:
-        model.requires_grad_(True)
-        model.compute_dtype = dtype
-    else:
-        add_lora(model, settings.lora_rank, settings.lora_alpha, settings.lora_targets)
-    allocate(model, device)
-    read_weights(model, settings.model, merged)
+    """A model whose trained parameters a checkpoint fills: its adapters, or all of it."""
+    rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.lora_targets
+    model = shape_policy(settings.model, dtype, rank, alpha, targets)
+    fill_policy(model, settings.model, settings.adapter, settings.seed, dtype, device)
     return model.eval()

@@ -35,6 +35,7 @@ from model.transformer import Transformer
 
 STYLES = ("text", "chat")
 BINNINGS = ("width", "mass")
+ENCODED = 256  # questions at a time: each choice is encoded behind its whole prompt
 MODEL_FLAGS = ("model", "adapter", "chat_format", "dtype", "device", "shard")
 
 Ids = list[int]
@@ -159,7 +160,12 @@ def encode_questions(
     Of its prompts a question takes the first that the model's positions hold, its choices included.
     """
     encode = encode_chat if chat else encode_jointly
-    prompts, choices = encode(questions, [q.prompt for q in questions], chat_format, tokenizer)
+    prompts, choices = [], []
+    for start in range(0, len(questions), ENCODED):
+        some = questions[start : start + ENCODED]
+        more = encode(some, [q.prompt for q in some], chat_format, tokenizer)
+        prompts += more[0]
+        choices += more[1]
     level = [0] * len(questions)
 
     def tokens(i: int) -> int:

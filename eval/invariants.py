@@ -20,10 +20,9 @@ from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
 from eval.invariant_numbers import Objective, number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
-from model.adapter import read_scaled
-from model.checkpoint import allocate, empty_model, read_model_config, read_weights
-from model.lora import TARGETS, add_lora, initial_adapters
-from model.parallel import fill
+from model.checkpoint import read_model_config
+from model.lora import TARGETS
+from model.policy import fill_policy, shape_policy
 from model.run import choose_device
 from model.transformer import Transformer
 
@@ -193,18 +192,7 @@ def special_tokens(texts: Texts, pairs: list[TokenPair]) -> list[int]:
 
 def build_policy(config: CheckConfig, dtype: torch.dtype, device: str) -> Transformer:
     """The policy on one device, as train.py has it before its first step."""
-    if config.adapter and dtype != torch.float32:
-        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
-    full = config.lora_rank == 0
-    model = empty_model(config.model, torch.float32 if full else dtype)
-    if full:
-        model.requires_grad_(True)
-        model.compute_dtype = dtype
-    else:
-        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
-    merged = read_scaled(model, config.adapter) if config.adapter else {}
-    allocate(model, device)
-    read_weights(model, config.model, merged)
-    for parameter, values in initial_adapters(model, config.seed):
-        fill(parameter, values)
+    rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
+    model = shape_policy(config.model, dtype, rank, alpha, targets)
+    fill_policy(model, config.model, config.adapter, config.seed, dtype, device)
     return model

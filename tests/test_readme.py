@@ -34,17 +34,12 @@ EQUATIONS = re.findall(
 
 
 def flags_of(script: str) -> set[str]:
-    """The flags that a script takes: the fields of its dataclass, or what argparse was told."""
+    """The flags that a script takes: the fields of what it parses, or what argparse was told."""
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    configs = [
-        value
-        for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
-    ]
-    named = [c for c in configs if c.__name__.endswith("Config")]
-    if named:
-        return {field.name for field in dataclasses.fields(named[0])} | {"config"}
     text = (ROOT / (module.__name__.replace(".", "/") + ".py")).read_text()
+    if parsed := re.search(r"parse_config\((\w+)", text):
+        fields = dataclasses.fields(getattr(module, parsed[1]))
+        return {field.name for field in fields} | {"config"}
     return set(re.findall(r'add_argument\("--(\w+)"', text))
 
 
