@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data.pairs import TokenPair
+from eval.audit_terms import Objective
 from eval.findings import Finding, error_finding
 from eval.invariant_numbers import (
-    Objective,
     computing_in,
     losses_of,
     nudged,
@@ -44,7 +44,7 @@ def gradient_findings(
 
     def loss(level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         policy = packed_logps(model, batch)
-        policy_coef, reference_coef = objective.coefs
+        policy_coef, reference_coef = objective.coefficients
         level = policy.detach() if level is None else level
         reference = level * (policy_coef / reference_coef)
         return losses_of(objective, policy, reference, batch.lengths)[0].mean(), policy.detach()

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from data.packing import PairBatch, num_tokens, pack_pairs, pack_step
 from data.pairs import TokenPair
+from eval.audit_terms import Objective
 from eval.findings import FAIL, NOTE, PASS, Finding, count_finding, error_finding
 from model.lora import lora_layers
-from model.objective import coefficients, objective_loss
+from model.objective import objective_loss
 from model.reference import reference_logps
 from model.transformer import Transformer
 
@@ -30,18 +31,6 @@ SUM_TOLERANCE = 1e-5  # float32 sums of 10^4 terms of one sign, against float64
 SATURATED = 20.0  # |margin| where sigmoid(-margin), the weight of a pair's gradient, is 2e-9 or 1
 KNOWN = 0.75  # of log 1/V: a mean log-probability below it is no better than another tokenizer's
 UNTRAINED = 0.1  # of the median norm of the embeddings: a row below it was never trained
-
-
-@dataclass(frozen=True)
-class Objective:
-    name: str
-    alpha: float
-    beta: float
-    label_smoothing: float = 0.0
-
-    @property
-    def coefs(self) -> tuple[float, float]:
-        return coefficients(self.name, self.alpha, self.beta)
 
 
 @dataclass(frozen=True)
@@ -258,7 +247,7 @@ def margin_at_step_0(steps: Sequence[FirstStep], objective: Objective) -> Findin
         _, terms = losses_of(objective, step.policy, step.reference, step.batch.lengths)
         margins += terms["rewards/margins"].tolist()
     far = sum(abs(margin) > SATURATED for margin in margins)
-    policy_coef, reference_coef = objective.coefs
+    policy_coef, reference_coef = objective.coefficients
     one = "1, a smaller --beta" if objective.name == "h_dpo" else "--beta"
     mend = (
         f"margins start beyond {SATURATED:.0f} at tau = {policy_coef / reference_coef:.3g}: such a "

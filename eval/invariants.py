@@ -16,9 +16,10 @@ import torch
 from data.chat import CHAT_FORMATS, detect_chat_format, read_template, recognise_template
 from data.pairs import Pair, TokenPair, read_pairs, tokenize_pairs
 from data.tokenizer import load_tokenizer
+from eval.audit_terms import Objective
 from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
-from eval.invariant_numbers import Objective, number_findings, shortest
+from eval.invariant_numbers import number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
 from model.checkpoint import read_model_config
 from model.lora import TARGETS
