@@ -230,6 +230,16 @@ def encode_chat(
     return encode_prompts(messages, chat_format, tokenizer), choices
 
 
+def check_ids(prompts: Sequence[Ids], choices: Sequence[Sequence[Ids]], vocab_size: int) -> None:
+    """ValueError for an id that the model does not have."""
+    largest = max(max(ids) for ids in (*prompts, *(ids for some in choices for ids in some)))
+    if largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer gives id {largest}, but the model has a vocabulary of {vocab_size}; "
+            "is the tokenizer that of the model?"
+        )
+
+
 # ------------------------------------------------------------------------------------------------
 # ids -> log-probabilities
 
@@ -253,6 +263,7 @@ def choice_logps(config: ChoiceConfig, task: Task) -> list[Logps]:
     model = load_policy(config.model, config.adapter, dtype, device, config.shard)
     positions = model.config.max_position_embeddings
     encoded = encode_questions(task.questions, chat_format, tokenizer, positions, chat)
+    check_ids(*encoded[:2], model.config.vocab_size)
     return ask_model(model, task, *encoded, Path(config.out) / "logps.jsonl")
 
 

@@ -18,7 +18,15 @@ import torch
 from data.chat import detect_chat_format
 from data.tokenizer import load_tokenizer
 from eval import choices as module
-from eval.choices import ChoiceConfig, Question, Task, encode_questions, run_choices, shared_length
+from eval.choices import (
+    ChoiceConfig,
+    Question,
+    Task,
+    check_ids,
+    encode_questions,
+    run_choices,
+    shared_length,
+)
 from model import score
 from model.checkpoint import load_model
 from tests.conftest import ROOT
@@ -130,7 +138,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(config, tmp_path, monkeypatch):
 
 RANKS = """
 import sys
-from eval.choices import ChoiceConfig, run_choices
+from eval.choices import check_ids, ChoiceConfig, run_choices
 from model import parallel, score
 from model.run import run_main
 from tests.test_choices import TASK
@@ -218,6 +226,13 @@ def test_a_prompt_that_is_too_long_says_less(tokenizer):
     assert (len(prompt), level) == (lengths[1], [1])
     with pytest.raises(ValueError, match=r"problem 0 takes \d+ tokens; the model has 3 positions"):
         encode(3)
+
+
+def test_ids_that_the_model_does_not_have_are_refused():
+    check_ids([[1, 2]], [[[9], [3]]], vocab_size=10)
+    for prompts, choices in (([[1, 10]], [[[9]]]), ([[1]], [[[9], [4, 10]]])):
+        with pytest.raises(ValueError, match="gives id 10, but the model has a vocabulary of 10"):
+            check_ids(prompts, choices, vocab_size=10)
 
 
 def test_questions_with_fewer_exemplars_are_a_group_of_their_own():
