@@ -1,4 +1,4 @@
-"""Bradley-Terry strengths and the logistic regression behind them: finite whatever the games.
+"""The logistic regression behind Bradley-Terry strengths: finite whatever the games.
 
 A game's outcome is 1 (won), 0 (lost) or 1/2 (a tie: half a win and half a loss), and the log-odds
 of winning are a sum of coefficients. Where one side wins always the likelihood has no maximum; so
@@ -7,8 +7,6 @@ estimates"; Heinze and Schemper 2002, "A solution to the problem of separation i
 regression"). For each coefficient it adds half a win and half a loss, however many games there are,
 and a change of units changes nothing. With two players it is log((wins + 1/2) / (losses + 1/2)).
 """
-
-from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -78,25 +76,3 @@ def information(X: np.ndarray, w: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
     return (1 + np.tanh(z / 2)) / 2  # exp(-z) would overflow
-
-
-def strengths(
-    games: Sequence[tuple[Hashable, Hashable, float, float]], anchor: Hashable
-) -> dict[Hashable, float]:
-    """player -> log-odds of beating the anchor, from (player, other, outcome, weight) each.
-
-    outcome: of the first player, or the mean of `weight` games. Times 400 / log(10) these are
-    differences of Elo ratings. Raises ValueError where the games leave a player unconnected.
-    """
-    others = sorted({player for game in games for player in game[:2]} - {anchor}, key=str)
-    players = [anchor, *others]
-    features = np.zeros((len(games), len(players)))
-    for row, (player, other, _, _) in zip(features, games, strict=True):
-        row[players.index(player)] += 1
-        row[players.index(other)] -= 1
-    features = features[:, 1:]  # the anchor's own strength is 0
-    if np.linalg.matrix_rank(features) < len(others):
-        raise ValueError(f"expected games that connect every player with {anchor}, got {games}")
-    outcomes, weights = np.array([game[2:] for game in games], dtype=np.float64).T
-    fitted = fit_logistic(features, outcomes, weights)
-    return dict(zip(players, [0.0, *fitted.tolist()], strict=True))
