@@ -59,7 +59,14 @@ from model.logbook import (
 )
 from model.logps import HEAD_KERNELS, HeadOptions
 from model.lora import TARGETS
-from model.objective import OBJECTIVES, answer_mass, objective_loss, reward_objective, sft_term
+from model.objective import (
+    DIVERGENCES,
+    OBJECTIVES,
+    answer_mass,
+    objective_loss,
+    reward_objective,
+    sft_term,
+)
 from model.plan import plan_run, render
 from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
 from model.run import (
@@ -92,6 +99,7 @@ ONE_MODEL = ("sft", "reward")  # objectives without a reference policy
 UNUSED = {  # flags without a meaning
     "sft": (("label_noise", "label_smoothing", "sft_weight", "reference"), "pairs"),
     "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
+    "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
 }
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -112,9 +120,11 @@ class TrainConfig:
     max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
     label_noise: float = 0.0  # share of the training labels to flip
 
-    objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo, robust or reward
+    objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo, robust, f_dpo or reward
     alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
     beta: float = 0.1  # weight of the reference term in the margin
+    divergence: str | None = None  # of f_dpo: forward_kl, jensen_shannon or alpha
+    divergence_order: float = 0.5  # of the alpha-divergence: near 0 it is DPO, near 1 forward_kl
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
     sft_weight: float = 0.0  # weight of the chosen completion's mean negative logp in the loss
     reference: str = "online"  # online: adapters disabled; cached: computed before the first step
@@ -221,8 +231,10 @@ def check_config(config: TrainConfig) -> None:
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
 
     alone = config.objective in ONE_MODEL
-    if config.label_smoothing and config.objective == "ipo":
-        raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
+    if config.label_smoothing and config.objective in ("ipo", "f_dpo"):
+        other = "use robust, dpo, spl or h_dpo"
+        raise ValueError(f"--label_smoothing has no meaning for {config.objective}; {other}")
+    check_divergence(config)
     unused, lacks = UNUSED.get(config.objective, ((), ""))
     for flag in unused:
         if getattr(config, flag) != getattr(TrainConfig, flag):
@@ -252,6 +264,22 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("--inexact_resume has no meaning without --resume")
     if config.resume and not config.out_dir:
         raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
+
+
+def check_divergence(config: TrainConfig) -> None:
+    """--divergence is there for f_dpo, its order for alpha, and neither anywhere else."""
+    divergence, order = config.divergence, config.divergence_order
+    if config.objective == "f_dpo" and divergence not in DIVERGENCES:
+        known = ", ".join(DIVERGENCES)
+        raise ValueError(f"--divergence expects one of {known} for f_dpo, got {divergence!r}")
+    if config.objective != "f_dpo" and divergence is not None:
+        raise ValueError(
+            f"--divergence has no meaning for --objective {config.objective}; use f_dpo"
+        )
+    if not 0 < order < 1:
+        raise ValueError(f"--divergence_order expects a number in (0, 1), got {order!r}")
+    if order != TrainConfig.divergence_order and divergence != "alpha":
+        raise ValueError(f"--divergence_order is for --divergence alpha, got {divergence!r}")
 
 
 def load_formats(config: TrainConfig) -> tuple[Tokenizer, ChatFormat]:
@@ -485,6 +513,8 @@ def compute_losses(
         config.alpha,
         config.beta,
         config.label_smoothing,
+        config.divergence,
+        config.divergence_order,
     )
     if config.sft_weight:
         likelihood = sft_term(chosen_logps, chosen_lengths)

@@ -3,26 +3,32 @@ r"""The embedded default, data/tiny: word problems and questions of opinion, fro
 Every command is seeded and can be run again; together they make data/tiny:
 
     python -m data.synthetic corpus --out runs/corpus --seed 0
-    python train.py --objective sft --init runs/corpus/config.json --data runs/corpus/sft.jsonl \\
-        --eval_data runs/corpus/heldout.jsonl --eval_every 500 --lora_rank 0 --batch_size 16 \\
+    python train.py --objective sft --init runs/corpus/config.json --data runs/corpus/sft.jsonl \
+        --eval_data runs/corpus/heldout.jsonl --eval_every 500 --lora_rank 0 --batch_size 16 \
         --learning_rate 3e-3 --warmup_steps 100 --epochs 2 --out_dir runs/sft
-    python sample.py --model runs/sft/model --prompts runs/corpus/problems.jsonl \\
+    python sample.py --model runs/sft/model --prompts runs/corpus/problems.jsonl \
         --n 8 --seed 1 --max_new_tokens 100 --out runs/corpus/samples.jsonl
-    python sample.py --model runs/sft/model --prompts runs/corpus/heldout.jsonl \\
+    python sample.py --model runs/sft/model --prompts runs/corpus/heldout.jsonl \
         --n 8 --seed 2 --max_new_tokens 100 --out runs/corpus/heldout-samples.jsonl
     cp runs/sft/model/* runs/corpus/heldout.jsonl runs/corpus/opinions.jsonl data/tiny
     head -4000 runs/corpus/sft.jsonl > data/tiny/sft.jsonl
-    python -m data.synthetic label --problems runs/corpus/problems.jsonl --pairs 2 --seed 0 \\
-        --samples runs/corpus/samples.jsonl --opinions runs/corpus/opinions.jsonl \\
+    python -m data.labels --process verdict --problems runs/corpus/problems.jsonl --pairs 2 \
+        --samples runs/corpus/samples.jsonl --opinions runs/corpus/opinions.jsonl --seed 0 \
         --out data/tiny/train.jsonl
-    python -m data.synthetic label --problems runs/corpus/heldout.jsonl --pairs 1 --votes 20 \\
-        --samples runs/corpus/heldout-samples.jsonl --opinions runs/corpus/opinions.jsonl \\
-        --seed 0 --out data/tiny/eval.jsonl
+    python -m data.labels --process verdict --problems runs/corpus/heldout.jsonl --pairs 1 \
+        --samples runs/corpus/heldout-samples.jsonl --opinions runs/corpus/opinions.jsonl \
+        --votes 20 --seed 0 --out data/tiny/eval.jsonl
+
+    python -m data.synthetic corpus --out runs/fresh --seed 1 --sft 200 --problems 10 --heldout 2000
+    python -m eval.arithmetic --data runs/fresh/heldout.jsonl --n 64 --seed 7 --out runs/base
+    python -m data.synthetic grade --problems runs/fresh/heldout.jsonl \
+        --samples runs/base/samples.jsonl --each 50 --out data/tiny
 
 `corpus` writes sft.jsonl, problems.jsonl (to sample on), heldout.jsonl (no sum of it is in the
-other two), opinions.jsonl, tokenizer.model and config.json. `label` makes preference pairs: right
-solutions with only true equations over all others of the same problem, and for each question of
-opinion as many pairs as it has labels.
+other two), opinions.jsonl, tokenizer.model and config.json. `grade` writes validation.jsonl and
+test.jsonl, held-out problems by how many of a base policy's samples are right: easy at least half,
+hard fewer than 1 in 16, medium what lies between; as many of each, in turn. Preference pairs are
+made by data/labels.py.
 """
 
 import argparse
@@ -30,15 +36,17 @@ import io
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.problems import Problem, check_solution, draw_problem, draw_solution
+from data.rows import check_text
 from data.rows import read_rows as read_numbered_rows
 
 VOCAB_SIZE = 512
-LARGEST_POLL = 10**6  # labels of one question of opinion, at most
 OPINION_SHARE = 0.05  # of the SFT rows
+GRADES = ("easy", "medium", "hard")
 
 # Two answers each, and the share of the population that prefers the first.
 OPINIONS = (
@@ -139,15 +147,15 @@ def train_tokenizer(rows: Iterable[Mapping]) -> bytes:
     return model.getvalue()
 
 
-def model_config() -> dict:
-    """0.86M parameters in the form of a Hugging Face config.json."""
+def model_config(width: int = 128, layers: int = 4) -> dict:
+    """In the form of a Hugging Face config.json; as it stands, 0.86M parameters."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 128,
-        "intermediate_size": 344,
-        "num_hidden_layers": 4,
+        "hidden_size": width,
+        "intermediate_size": 43 * width // 16,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 256,
@@ -162,7 +170,9 @@ def model_config() -> dict:
     }
 
 
-def write_corpus(out: Path, seed: int, sft: int, problems: int, heldout: int, labels: int) -> None:
+def write_corpus(
+    out: Path, seed: int, sft: int, problems: int, heldout: int, labels: int, config: Mapping
+) -> None:
     if min(sft, problems, heldout, labels) < 1:
         raise ValueError("--sft, --problems, --heldout and --labels expect 1 or more")
     out.mkdir(parents=True, exist_ok=True)
@@ -172,91 +182,52 @@ def write_corpus(out: Path, seed: int, sft: int, problems: int, heldout: int, la
     write_rows(out / "heldout.jsonl", problem_rows(heldout, "heldout", seed))
     write_rows(out / "opinions.jsonl", opinion_rows(labels, seed))
     (out / "tokenizer.model").write_bytes(train_tokenizer(examples))
-    (out / "config.json").write_text(json.dumps(model_config(), indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
-# preference pairs
+# grades of difficulty
 # ---------------------------------------------------------------------------------------------
 
 
-def label_samples(
-    row: Mapping, completions: Sequence[str], limit: int, rng: random.Random
-) -> list[dict]:
-    """At most `limit` pairs of a problem: right with only true equations, over any other sample.
-
-    Equal samples count once, so that no pair comes twice.
-    """
-    good, bad = [], []
-    for text in dict.fromkeys(completions):
-        (good if all(check_solution(row, text)) else bad).append(text)
-    pairs = [(chosen, rejected) for chosen in good for rejected in bad if rejected.strip()]
-    return [
-        {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
-        for chosen, rejected in rng.sample(pairs, min(limit, len(pairs)))
-    ]
+def grade_of(correct: int, samples: int) -> str:
+    """easy: at least half of a policy's samples are right; hard: fewer than one in sixteen."""
+    if 2 * correct >= samples:
+        return "easy"
+    return "hard" if 16 * correct < samples else "medium"
 
 
-def check_opinion(row: Mapping, where: str) -> None:
-    texts = [answer for answer in row["answers"] if isinstance(answer, str)]
-    if len(texts) != 2 or len(row["answers"]) != 2:
-        raise ValueError(f"{where}: answers: expected two texts, got {row['answers']!r}")
-    if not 0 <= row["first_preferred"] <= row["labels"] <= LARGEST_POLL:
-        raise ValueError(
-            f"{where}: expected 0 <= first_preferred <= labels <= {LARGEST_POLL}, got "
-            f"{row['first_preferred']} and {row['labels']}"
-        )
+def graded_row(row: Mapping, completions: Sequence[str]) -> dict:
+    correct, samples = sum(check_solution(row, text)[0] for text in completions), len(completions)
+    difficulty = grade_of(correct, samples)
+    return {**row, "difficulty": difficulty, "base_correct": correct, "base_samples": samples}
 
 
-def opinion_pairs(row: Mapping) -> list[dict]:
-    """One pair per label of the question: `first_preferred` of them prefer the first answer."""
-    first, second = row["answers"]
-    votes, labels = row["first_preferred"], row["labels"]
-    for_first = {"prompt": row["prompt"], "chosen": first, "rejected": second}
-    for_second = {"prompt": row["prompt"], "chosen": second, "rejected": first}
-    return [for_first] * votes + [for_second] * (labels - votes)
-
-
-def write_pairs(
-    problems: Path,
-    samples: Path,
-    opinions: Path | None,
-    out: Path,
-    limit: int,
-    votes: int | None,
-    seed: int,
-) -> None:
-    """Label a samples file, mix in the pairs of opinion, write one shuffled file of pairs.
-
-    limit: at most so many pairs a problem. votes: so many labels a question of opinion, drawn
-    without replacement from those it has; None takes them all.
-    """
-    problem_list, rng, pairs = read_rows(problems), random.Random(f"{seed} label"), []
-    sampled = read_rows(samples)
-    check_keys(samples, sampled, {"index": int, "completions": list})
-    check_keys(problems, problem_list, {"prompt": str, "answer": int})
-    for line, sample in enumerate(sampled, start=1):
-        index = sample.get("index")
-        if not 0 <= index < len(problem_list):
+def interleave(rows: Sequence[Mapping], each: int) -> list[Mapping]:
+    """The first `each` rows of each grade, in the order easy, medium, hard, easy, ..."""
+    by_grade = [[row for row in rows if row["difficulty"] == grade] for grade in GRADES]
+    for grade, some in zip(GRADES, by_grade, strict=True):
+        if len(some) < each:
             raise ValueError(
-                f"{samples}:{line}: expected an index below {len(problem_list)}, the rows of "
-                f"{problems}, got {index!r}; pass the --problems that the samples were made from"
+                f"expected {each} {grade} problems, got {len(some)}; sample on more or lower --each"
             )
-        pairs += label_samples(problem_list[index], sample["completions"], limit, rng)
-    from_samples = len(pairs)
-    if opinions is not None:
-        questions = read_rows(opinions)
-        kinds = {"prompt": str, "answers": list, "labels": int, "first_preferred": int}
-        check_keys(opinions, questions, kinds)
-        for line, row in enumerate(questions, start=1):
-            check_opinion(row, f"{opinions}:{line}")
-        for labels in map(opinion_pairs, questions):
-            pairs += labels if votes is None else rng.sample(labels, min(votes, len(labels)))
-    if not pairs:
-        raise ValueError(f"{samples}: no problem has both a right and a wrong sample; raise --n")
-    rng.shuffle(pairs)
-    write_rows(out, pairs)
-    print(f"{out}: {from_samples} pairs from samples, {len(pairs) - from_samples} of opinion")
+    return [row for some in zip(*(some[:each] for some in by_grade), strict=True) for row in some]
+
+
+def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
+    """validation.jsonl and test.jsonl in `out`, with `each` problems of each grade in both."""
+    if each < 1:
+        raise ValueError(f"--each expects 1 or more, got {each}")
+    rows, completions = read_samples(problems, samples)
+    graded = [graded_row(rows[index], completions[index]) for index in sorted(completions)]
+    chosen = interleave(graded, 2 * each)
+    out.mkdir(parents=True, exist_ok=True)
+    half = each * len(GRADES)
+    write_rows(out / "validation.jsonl", chosen[:half])
+    write_rows(out / "test.jsonl", chosen[half:])
+    counts = Counter(row["difficulty"] for row in graded)
+    shown = ", ".join(f"{counts[grade]} {grade}" for grade in GRADES)
+    print(f"{out}: {half} and {half} of {len(graded)} problems: {shown}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -289,6 +260,27 @@ def check_keys(path: Path, rows: Sequence[Mapping], kinds: Mapping[str, type]) -
                 raise ValueError(f"{path}:{line}: {key}: expected {kind.__name__}, got {got}")
 
 
+def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, list[str]]]:
+    """(rows of the problems file, {row: its completions} in the order of the samples file).
+
+    Raises ValueError with file:line for what is no sample, or one of another problems file.
+    """
+    rows, sampled, completions = read_rows(problems), read_rows(samples), {}
+    check_keys(samples, sampled, {"index": int, "completions": list})
+    check_keys(problems, rows, {"prompt": str, "answer": int})
+    for line, sample in enumerate(sampled, start=1):
+        index, texts, where = sample["index"], sample["completions"], f"{samples}:{line}"
+        if not 0 <= index < len(rows):
+            raise ValueError(
+                f"{where}: expected an index below {len(rows)}, the rows of "
+                f"{problems}, got {index!r}; pass the --problems that the samples were made from"
+            )
+        if index in completions or not texts:
+            raise ValueError(f"{where}: expected an index not yet seen, with completions")
+        completions[index] = [check_text(text, "completions", where) for text in texts]
+    return rows, completions
+
+
 def write_rows(path: Path, rows: Iterable[Mapping]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8", newline="\n")
@@ -305,15 +297,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     corpus.add_argument("--sft", type=int, default=72000, help="SFT rows, opinions included")
     corpus.add_argument("--problems", type=int, default=1500, help="problems to sample on")
     corpus.add_argument("--heldout", type=int, default=500, help="held-out problems")
+    corpus.add_argument("--width", type=int, default=128, help="of the model in config.json")
+    corpus.add_argument("--layers", type=int, default=4, help="of the model in config.json")
     corpus.add_argument("--labels", type=int, default=400, help="labels a question of opinion")
-    label = stages.add_parser("label", help="label samples into preference pairs")
-    label.add_argument("--problems", type=Path, required=True, help="the file that was sampled on")
-    label.add_argument("--samples", type=Path, required=True, help="sample.py's output for it")
-    label.add_argument("--opinions", type=Path, help="opinions.jsonl, to mix its pairs in")
-    label.add_argument("--out", type=Path, required=True, help="file of pairs")
-    label.add_argument("--pairs", type=int, default=3, help="at most so many pairs a problem")
-    label.add_argument("--votes", type=int, help="only so many labels a question of opinion")
-    label.add_argument("--seed", type=int, default=0)
+    grade = stages.add_parser("grade", help="choose problems by how hard a policy finds them")
+    grade.add_argument("--problems", type=Path, required=True, help="the file that was sampled on")
+    grade.add_argument("--samples", type=Path, required=True, help="the policy's completions")
+    grade.add_argument("--out", type=Path, required=True, help="folder of the two files")
+    grade.add_argument("--each", type=int, default=50, help="problems of each grade in each file")
     return parser.parse_args(argv)
 
 
@@ -321,9 +312,15 @@ def main(argv: list[str] | None = None) -> None:
     a = parse_arguments(argv)
     try:
         if a.stage == "corpus":
-            write_corpus(a.out, a.seed, a.sft, a.problems, a.heldout, a.labels)
+            if a.width < 8 or a.width % 8 or a.layers < 1:
+                raise ValueError(
+                    f"expected --width to be a multiple of 8 and --layers 1 or more, got "
+                    f"{a.width} and {a.layers}"
+                )
+            config = model_config(a.width, a.layers)
+            write_corpus(a.out, a.seed, a.sft, a.problems, a.heldout, a.labels, config)
         else:
-            write_pairs(a.problems, a.samples, a.opinions, a.out, a.pairs, a.votes, a.seed)
+            write_graded(a.problems, a.samples, a.out, a.each)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

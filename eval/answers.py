@@ -150,6 +150,28 @@ def guessing_floors(
     ]
 
 
+def floor_values(items: Sequence[Mapping], ks: Sequence[int]) -> dict[str, list[float]]:
+    """floor@k -> one value per problem, see `guessing_floors`; none for a problem alone.
+
+    items: `answer`, `answers` of the completions, and their `tolerance` where it is not 0: numbers,
+    or texts of fractions.
+    """
+    if len(items) < 2:
+        return {}
+    truths = Counter(Fraction(item["answer"]) for item in items)
+    floors = [
+        guessing_floors(
+            [None if answer is None else Fraction(answer) for answer in item["answers"]],
+            Fraction(item["answer"]),
+            truths,
+            ks,
+            Fraction(item.get("tolerance", 0)),
+        )
+        for item in items
+    ]
+    return {f"floor@{k}": column for k, column in zip(ks, zip(*floors, strict=True), strict=True)}
+
+
 def vote(item: Mapping, n: int) -> float:
     """The majority vote of an item's first n; all that is right is one answer, however written."""
     pairs = zip(item["answers"][:n], item["correct"][:n], strict=True)

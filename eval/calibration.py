@@ -44,17 +44,22 @@ def calibration_metrics(
     check_questions(logps, truths)
     questions = [judge(*question) for question in zip(logps, truths, strict=True)]
     confidence, correct, brier, nll = np.array(questions).T  # (N,) each
+    values = {"accuracy": correct.tolist()} | confidence_metrics(confidence, correct, bins, scheme)
+    return values | {"brier": brier.tolist(), "nll": nll.tolist()}
+
+
+def confidence_metrics(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = 15, scheme: str = "width"
+) -> Metrics:
+    """confidence, overconfidence and ece...; of (N,) confidences, and how far each was right."""
     rows = np.stack([confidence, correct], axis=1)  # (N, 2)
     return {
-        "accuracy": correct.tolist(),
         "confidence": confidence.tolist(),
         "overconfidence": (confidence - correct).tolist(),
         "ece": Statistic(rows, lambda r: expected_calibration_error(*r.T, bins, scheme), 0, 1),
         "ece_calibrated": Statistic(rows, lambda r: calibrated_error(r[:, 0], bins, scheme), 0, 1),
         "ece_debiased": Statistic(rows, lambda r: debiased_calibration_error(*r.T, bins, scheme)),
         "ece_mass": Statistic(rows, lambda r: expected_calibration_error(*r.T, bins, "mass"), 0, 1),
-        "brier": brier.tolist(),
-        "nll": nll.tolist(),
     }
 
 

@@ -40,14 +40,14 @@ from pathlib import Path
 from data.rows import check_text
 from eval.answers import (
     flexible_number,
-    guessing_floors,
+    floor_values,
     is_correct,
     strict_number,
     vote,
 )
 from eval.benchmark import BenchmarkConfig, Task, read_completions, read_problems, run_benchmark
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
-from eval.metrics import pass_values, powers_of_two
+from eval.metrics import label_values, pass_values, powers_of_two
 from eval.results import Metrics, data_digest
 from model.config import parse_config
 from model.run import run_main, write_text
@@ -134,35 +134,14 @@ def metric_values(items: Sequence[Mapping], labels: Sequence[str] = ()) -> Metri
     n = min(len(item["correct"]) for item in items)
     ks = powers_of_two(n)
     values = pass_values("pass", [item["correct"] for item in items])
-    if len(items) > 1:
-        values |= floor_values(items, ks)
+    values |= floor_values(items, ks)
     values |= pass_values("strict", [item["strict_correct"] for item in items])
     values[f"majority@{n}"] = [vote(item, n) for item in items]
     values["no_answer"] = [i["answers"].count(None) / len(i["answers"]) for i in items]
     strict = [i["strict_answers"] for i in items]
     values["no_strict_answer"] = [answers.count(None) / len(answers) for answers in strict]
     values["distinct"] = [i["distinct"] / len(i["answers"]) for i in items]
-    for label in dict.fromkeys(labels):
-        values[f"share/{label}"] = [float(other == label) for other in labels]
-        for k in ks:
-            pairs = zip(values[f"pass@{k}"], labels, strict=True)
-            values[f"pass@{k}/{label}"] = [value for value, other in pairs if other == label]
-    return values
-
-
-def floor_values(items: Sequence[Mapping], ks: Sequence[int]) -> Metrics:
-    truths = Counter(Fraction(item["answer"]) for item in items)
-    floors = [
-        guessing_floors(
-            [None if answer is None else Fraction(answer) for answer in item["answers"]],
-            Fraction(item["answer"]),
-            truths,
-            ks,
-            Fraction(item["tolerance"]),
-        )
-        for item in items
-    ]
-    return {f"floor@{k}": column for k, column in zip(ks, zip(*floors, strict=True), strict=True)}
+    return values | label_values({f"pass@{k}": values[f"pass@{k}"] for k in ks}, labels)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,13 +23,13 @@ from eval.invariant_numbers import number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
 from model.checkpoint import read_model_config
 from model.lora import TARGETS
+from model.objective import TWO_TERMS
 from model.policy import fill_policy, shape_policy
 from model.run import choose_device
 from model.transformer import Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
-PREFERENCES = ("dpo", "spl", "h_dpo", "ipo", "robust")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def check_config(config: CheckConfig, pairs_limit: int) -> None:
         if not condition:
             raise ValueError(f"--{flag} expects {expected}, got {getattr(config, flag)!r}")
 
-    expect(config.objective in PREFERENCES, "objective", f"one of {', '.join(PREFERENCES)}")
+    expect(config.objective in TWO_TERMS, "objective", f"one of {', '.join(TWO_TERMS)}")
     formats = ("auto", *CHAT_FORMATS)
     expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")

@@ -1,7 +1,7 @@
 """Pure numbers: from counts and per-problem values to the metrics that the evaluations report."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +31,22 @@ def pass_values(name: str, verdicts: Sequence[Sequence[bool]]) -> dict[str, list
         f"{name}@{k}": [pass_at_k(len(marks), sum(marks), k) for marks in verdicts]
         for k in powers_of_two(min(map(len, verdicts)))
     }
+
+
+def label_values(
+    values: Mapping[str, Sequence[float]], labels: Sequence[str]
+) -> dict[str, list[float]]:
+    """share/label: 1 for each problem that has the label, else 0; name/label: its values there.
+
+    labels: one for each problem.
+    """
+    found: dict[str, list[float]] = {}
+    for label in dict.fromkeys(labels):
+        found[f"share/{label}"] = [float(other == label) for other in labels]
+        for name, numbers in values.items():
+            pairs = zip(numbers, labels, strict=True)
+            found[f"{name}/{label}"] = [number for number, other in pairs if other == label]
+    return found
 
 
 def majority_vote(answers: Sequence[Hashable | None], truth: Hashable) -> float:

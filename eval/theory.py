@@ -4,13 +4,15 @@
 
 Policies are small enough for every expectation to be a sum: tables of 2 and 5 sequences
 (eval/theory_tabular.py), a transformer with 256 (eval/theory_sequences.py), a Gaussian
-(eval/theory_modes.py). Where a loss is trained it is `preference_loss` with `coefficients`, as in
-train.py. float64 on the CPU, about half a minute on one core.
+(eval/theory_modes.py). Where a loss is trained it is `preference_loss` with `coefficients`, or
+`f_dpo_loss` (eval/theory_divergences.py), as in train.py. float64 on the CPU, about half a minute
+on one core.
 
 The table has what was computed, what theory says, how far they are apart and how far they may be;
 under it stand what a transformer's training reaches at each global temperature, beside a
-temperature of tokens and resampling, and the map of covering and seeking. OUT/theory.json has all
-of it. The exit code is 1 where a statement does not hold, or a misreading is not refuted.
+temperature of tokens and resampling, the entropy that other divergences leave, and the map of
+covering and seeking. OUT/theory.json has all of it. The exit code is 1 where a statement does not
+hold, or a misreading is not refuted.
 """
 
 import json
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from eval import theory_divergences as divergences
 from eval import theory_gradient, theory_misreadings, theory_tabular
 from eval import theory_modes as modes
 from eval import theory_sequences as sequences
@@ -49,6 +52,7 @@ def main() -> None:
     print_statements(statements)
     sequences.print_training(tables["training"])
     temperature.print_comparison(tables["temperatures"])
+    divergences.print_comparison(tables["divergences"])
     modes.print_map(tables["fits"], tables["switches"])
     modes.print_optima(tables["fits"])
     print(f"  the reverse KL seeks one beyond m = {tables['reverse_kl_seeks_beyond']:.4f}")
@@ -72,17 +76,20 @@ def compute(seed: int) -> tuple[list[Statement], dict]:
     """Every statement, and the tables."""
     policies = sequences.train_policies(seed)
     fits = modes.fit_map()
+    compared = divergences.compare(seed)
     statements = [
         *theory_tabular.statements(seed),
         *theory_gradient.statements(seed),
         *sequences.statements(policies),
         *temperature.statements(policies, seed),
+        *divergences.statements(compared, seed),
         *modes.statements(fits),
         *theory_misreadings.statements(),
     ]
     tables = {
         "training": sequences.to_rows(policies),
         "temperatures": temperature.compare(policies),
+        "divergences": divergences.to_rows(compared),
         "fits": fits,
         "switches": modes.switches(fits),
         "reverse_kl_seeks_beyond": modes.seeks_beyond(*REVERSE_KL),

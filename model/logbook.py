@@ -181,6 +181,7 @@ SHOWN = {
     "logps/chosen": "chosen logp",
     "logps/rejected": "rejected logp",
     "entropy": "entropy",
+    "guarded": "guarded",
     "mass/policy": "answer mass",
 }
 

@@ -18,14 +18,22 @@ so that h_dpo(alpha, beta) = spl(alpha * beta, beta), and both are dpo where the
 equal. The optimum is pi* ∝ pi_ref^(reference_coef / policy_coef) * exp(r / policy_coef); the ratio
 tau = policy_coef / reference_coef is a temperature of whole sequences. At step 0 (pi = pi_ref) the
 margin is (policy_coef - reference_coef) * ref_logratios: zero for dpo, not for tau != 1.
+
+f_dpo replaces the KL of DPO by another divergence; its margin is no difference of two such terms.
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
+TWO_TERMS = (*SIGMOID_FAMILY, "ipo", "robust")  # their margin: a policy's term minus a reference's
+OBJECTIVES = ("sft", *TWO_TERMS, "f_dpo", "reward")
+DIVERGENCES = ("forward_kl", "jensen_shannon", "alpha")
+LARGEST_EXPONENT = 30.0  # of u^-order; e^30 is 1e13, of which float32 still holds the square
 CLOSED = 0.5  # probability that both completions of a closed pair have together, at least
-OBJECTIVES = ("sft", *SIGMOID_FAMILY, "ipo", "robust", "reward")
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses (B,), chosen rewards (B,), rejected rewards (B,)
 
@@ -35,7 +43,7 @@ def coefficients(objective: str, alpha: float, beta: float) -> tuple[float, floa
 
     alpha, beta: positive. spl with alpha = 1 represents a population's preferences in proportion
     [SPL Cor. 3.1]; alpha = beta is DPO. h_dpo with alpha < 1 seeks a mode, alpha > 1 spreads.
-    Raises ValueError for another objective or a weight that is not positive.
+    Raises ValueError for an objective without them or a weight that is not positive.
     """
     if not (alpha > 0 and beta > 0):
         raise ValueError(f"expected --alpha and --beta above 0, got alpha={alpha}, beta={beta}")
@@ -43,9 +51,12 @@ def coefficients(objective: str, alpha: float, beta: float) -> tuple[float, floa
         return alpha, beta  # [SPL Prop. A.2]
     if objective == "h_dpo":
         return alpha * beta, beta  # [H-DPO]
-    if objective in ("dpo", "ipo", "robust"):
+    if objective in TWO_TERMS:
         return beta, beta  # [DPO Eq. 7]
-    raise ValueError(f"expected --objective to be one of {', '.join(OBJECTIVES)}, got {objective}")
+    raise ValueError(
+        f"expected --objective to be one of {', '.join(TWO_TERMS)}, whose margins are a policy's "
+        f"term minus a reference's; got {objective}"
+    )
 
 
 def preference_terms(
@@ -153,6 +164,66 @@ def ipo_loss(
     return losses, chosen_rewards, rejected_rewards
 
 
+def divergence_slopes(log_ratios: Tensor, divergence: str, order: float) -> Tensor:
+    """f'(u), where log u is `log_ratios`, of any shape; the constant is chosen for f'(1) = 0.
+
+    A constant added to f' changes nothing, as u has the mean 1 under the reference: where the
+    source has -1/u for the forward KL, this is 1 - 1/u. order: of the alpha-divergence, in (0, 1];
+    -> 0 is DPO's log u, 1 is forward_kl. log u is a sum over tokens and can be -200: beyond
+    e^LARGEST_EXPONENT the power is continued by its tangent, so that the gradient neither vanishes
+    nor becomes inf; `guarded_share` counts how often.
+    Raises ValueError for an unknown divergence or an order out of range.
+    """
+    order = growth_order(divergence, order)
+    if divergence == "jensen_shannon":
+        return math.log(2) + F.logsigmoid(log_ratios)  # log(2u / (1 + u)) [f-DPO]
+    exponents = -order * log_ratios
+    powers = torch.expm1(exponents.clamp(max=LARGEST_EXPONENT))
+    beyond = F.relu(exponents - LARGEST_EXPONENT)  # a branch of its own: no large gradients cancel
+    powers = powers + math.exp(LARGEST_EXPONENT) * beyond
+    return -powers / order  # (1 - u^-order) / order [f-DPO]
+
+
+def growth_order(divergence: str, order: float) -> float:
+    """The power of 1/u with which f' falls as u -> 0; 0 for Jensen-Shannon's logarithm."""
+    if divergence not in DIVERGENCES:
+        raise ValueError(
+            f"expected --divergence to be one of {', '.join(DIVERGENCES)}, got {divergence}"
+        )
+    if not 0 < order <= 1:
+        raise ValueError(f"expected --divergence_order in (0, 1], got {order}")
+    return {"forward_kl": 1.0, "jensen_shannon": 0.0, "alpha": order}[divergence]
+
+
+def f_dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+    divergence: str,
+    order: float,
+) -> Losses:
+    """f-DPO (Wang et al. 2023, arXiv 2309.16240): DPO with another divergence than the reverse KL.
+
+    all inputs: (B,) float32 or float64. With u = pi(y|x) / pi_ref(y|x), a completion's implicit
+    reward is beta * f'(u); the optimum is pi_ref * (f')^-1((r - lambda) / beta), where lambda
+    normalises. divergence, order: as in `divergence_slopes`.
+    """
+    chosen_ratios = policy_chosen_logps - reference_chosen_logps
+    rejected_ratios = policy_rejected_logps - reference_rejected_logps
+    chosen_rewards = beta * divergence_slopes(chosen_ratios, divergence, order)
+    rejected_rewards = beta * divergence_slopes(rejected_ratios, divergence, order)
+    losses = -F.logsigmoid(chosen_rewards - rejected_rewards)  # [f-DPO]
+    return losses, chosen_rewards.detach(), rejected_rewards.detach()
+
+
+def guarded_share(log_ratios: Tensor, divergence: str, order: float) -> Tensor:
+    """(2B,) log u, chosen first -> (B,) the share of a pair's completions beyond the exponent."""
+    meets = -growth_order(divergence, order) * log_ratios > LARGEST_EXPONENT
+    return meets.to(log_ratios.dtype).view(2, -1).mean(dim=0)
+
+
 def sft_term(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     """-log pi(y_w|x) / |y_w|, (B,): the likelihood term that --sft_weight adds to a loss.
 
@@ -190,27 +261,35 @@ def objective_loss(
     alpha: float,
     beta: float,
     label_smoothing: float = 0.0,
+    divergence: str | None = None,
+    divergence_order: float = 0.5,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses of a preference objective and every term of them.
 
     policy_logps, reference_logps: (2B,) sums over tokens, chosen first, rejected second
     lengths: (2B,) completion tokens
+    divergence, divergence_order: of f_dpo
     out: losses (B,), {name: (B,)} without gradient
     """
-    policy_coef, reference_coef = coefficients(objective, alpha, beta)
     sums = policy_logps.detach()
     if objective == "ipo":
         policy_logps, reference_logps = policy_logps / lengths, reference_logps / lengths
     logps = (*policy_logps.chunk(2), *reference_logps.chunk(2))
 
-    if objective == "ipo":
-        losses, *rewards = ipo_loss(*logps, beta)
-    elif objective == "robust":
-        losses, *rewards = robust_loss(*logps, beta, label_smoothing)
+    if objective == "f_dpo":
+        losses, *rewards = f_dpo_loss(*logps, beta, divergence, divergence_order)
+        metrics = reward_metrics(*rewards, rewards[0] - rewards[1])
+        log_ratios = policy_logps.detach() - reference_logps
+        metrics["guarded"] = guarded_share(log_ratios, divergence, divergence_order)
     else:
-        losses, *rewards = preference_loss(*logps, policy_coef, reference_coef, label_smoothing)
-
-    metrics = preference_metrics(*logps, *rewards, policy_coef, reference_coef)
+        coefs = coefficients(objective, alpha, beta)
+        if objective == "ipo":
+            losses, *rewards = ipo_loss(*logps, beta)
+        elif objective == "robust":
+            losses, *rewards = robust_loss(*logps, beta, label_smoothing)
+        else:
+            losses, *rewards = preference_loss(*logps, *coefs, label_smoothing)
+        metrics = preference_metrics(*logps, *rewards, *coefs)
     metrics["loss"] = losses.detach()
     metrics["logps/chosen"], metrics["logps/rejected"] = sums.chunk(2)
     return losses, metrics

@@ -28,14 +28,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.chat import bos_length, detect_chat_format, encode_prompt, stop_ids
+from data.labels import label_by_coin, label_by_verdict, write_pairs
 from data.pairs import read_pairs, tokenize_pairs
 from data.prompts import completion_text, read_prompts
-from data.synthetic import write_pairs
 from data.tokenizer import load_tokenizer
 from eval import arithmetic, benchmark
 from model.adapter import load_policy, save_adapter
@@ -273,7 +274,10 @@ def load_results(folder: Path, rng: random.Random) -> None:
     config = arithmetic.ArithmeticConfig(data=problems, samples=samples, out=out)
     benchmark.run_benchmark(config, arithmetic.make_task(config))
     files = (folder / f"{name}.jsonl" for name in ("problems", "samples", "opinions"))
-    write_pairs(*files, folder / "pairs.jsonl", limit=2, votes=rng.choice([None, 5]), seed=0)
+    label = rng.choice(
+        (partial(label_by_verdict, limit=2), partial(label_by_coin, limit=2, scale=1))
+    )
+    write_pairs(*files, folder / "pairs.jsonl", label, votes=rng.choice([None, 5]), seed=0)
 
 
 def make_run(folder: Path) -> None:

@@ -6,6 +6,8 @@ python -m pytest tests/test_arithmetic.py
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import sample
 from data.synthetic import read_rows
 from eval import arithmetic
+from eval.plots import read_reliability
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,12 +34,15 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def score(tmp_path: Path, completions: list[list[str]], out: str, *flags: str) -> dict:
-    """The summary of the command as a user runs it."""
+def score(
+    tmp_path: Path, completions: list[list[str]], out: str, *flags: str, rows: Sequence[dict] = ()
+) -> dict:
+    """The summary of the command as a user runs it; rows: what problems have beside a prompt."""
     problems = [{"prompt": f"Problem {i}?", "answer": 7} for i in range(len(completions))]
-    rows = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
+    problems = [a | b for a, b in zip_longest(problems, rows, fillvalue={})]
+    drawn = [{"index": i, "completions": texts} for i, texts in enumerate(completions)]
     data = write_jsonl(tmp_path / "heldout.jsonl", problems)
-    samples = write_jsonl(tmp_path / f"{out}.jsonl", rows[::-1])  # any order of the rows
+    samples = write_jsonl(tmp_path / f"{out}.jsonl", drawn[::-1])  # any order
     command = [sys.executable, "-m", "eval.arithmetic", "--data", str(data)]
     command += ["--samples", str(samples), "--out", str(tmp_path / out), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -48,7 +54,13 @@ def score(tmp_path: Path, completions: list[list[str]], out: str, *flags: str) -
 def test_metrics_by_hand(tmp_path: Path) -> None:
     """pass@1 = (2 + 1 + 0) / 12. pass@2: 1 - C(2,2)/C(4,2) = 5/6, 1 - C(3,2)/C(4,2) = 1/2 and 0.
 
-    Votes: 7 (two of four) wins the first, 8 the others. Distinct texts: 4, 3 and 1 of 4.
+    Votes: 7 (two of four) wins the first, 8 the others. Distinct texts: 4, 3 and 1 of 4; right
+    ones 2, 1, 0. All problems have the same answer, so that guesses earn what pass@k is.
+
+    Confidence: 2/4, 2/4, 4/4, right 1, 0, 0. At 0.5 accuracy is 0.5, at 1 it is 0: ece 1/3. A
+    calibrated policy's accuracy has sigma sqrt(0.25 / 2) at 0.5 and 0 at 1: 2/3 * 0.353553 *
+    sqrt(2/pi) = 0.188063, which is also what ece_debiased takes off 1/3.
+    Brier: (1/2)^2 + 2 (1/4)^2 = 0.375; (3/4)^2 + (1/2)^2 + (1/4)^2 = 0.875; 1 + 1 = 2.
     """
     summary = score(tmp_path, COMPLETIONS, "a")
     values = {name: metric["value"] for name, metric in summary["metrics"].items()}
@@ -63,16 +75,72 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
             "majority@4": 1 / 3,
             "no_answer": 1 / 12,
             "distinct": 8 / 12,
-        }
+            "distinct_correct": 3 / 12,
+            "floor@1": 3 / 12,
+            "floor@2": (5 / 6 + 1 / 2) / 3,
+            "floor@4": 2 / 3,
+            "confidence": 2 / 3,
+            "overconfidence": 1 / 3,
+            "ece": 1 / 3,
+            "ece_mass": 1 / 3,
+            "ece_calibrated": 0.188063,
+            "ece_debiased": 1 / 3 - 0.188063,
+            "brier": 3.25 / 3,
+        },
+        abs=1e-6,
     )
     assert (summary["task"], summary["problems"]) == ("arithmetic", 3)
     assert len(summary["settings"]["data_sha256"]) == 64
-    for metric in summary["metrics"].values():
-        assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 1
+    for name, metric in summary["metrics"].items():
+        if not name.startswith(("ece", "over")):  # an error may lie above its interval
+            assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 2
     first = read_rows(tmp_path / "a" / "items.jsonl")[0]
     assert first["correct"] == [True, True, False, False]
     assert first["valid"] == [True, False, False, False]
     assert first["answers"] == [7, 7, 8, 9]
+    assert (first["distinct"], first["distinct_correct"], first["majority"]) == (4, 2, 1.0)
+    bins, ece = read_reliability(tmp_path / "a")
+    shown = [(row["count"], row["confidence"], row["accuracy"]) for row in bins]
+    assert shown == [(2, 0.5, 0.5), (1, 1.0, 0.0)] and ece == summary["metrics"]["ece"]
+
+
+def test_difficulties_and_floors_by_hand(tmp_path: Path) -> None:
+    """Answers 7, 8, 9. Guesses for another's: 8 and 9 once of four each, 1/4 on average; 7 once
+    and 9 never, 1/8; 8 always and 7 never, 1/2. Of two: 1/2, (1/2 + 0) / 2, 1/2.
+    """
+    grades = ("easy", "hard", "easy")
+    rows = [{"answer": a, "difficulty": g} for a, g in zip((7, 8, 9), grades, strict=True)]
+    metrics = score(tmp_path, COMPLETIONS, "a", rows=rows)["metrics"]
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    expected = {
+        "floor@1": (1 / 4 + 1 / 8 + 1 / 2) / 3,
+        "floor@1/easy": (1 / 4 + 1 / 2) / 2,
+        "floor@2/easy": 1 / 2,
+        "floor@1/hard": 1 / 8,
+        "floor@2/hard": 1 / 4,
+        "floor@4/hard": 1 / 2,
+        "share/easy": 2 / 3,
+        "pass@1/easy": (2 / 4 + 0) / 2,
+        "pass@1/hard": 2 / 4,
+        "pass@2/hard": 1 - 1 / 6,
+        "valid@1/easy": (1 / 4 + 0) / 2,
+        "valid@1/hard": 2 / 4,
+        "majority@4/easy": 1 / 2,
+        "majority@4/hard": 1.0,
+        "no_answer/hard": 1 / 4,
+        "distinct/easy": (1 + 1 / 4) / 2,
+        "distinct_correct/hard": 1 / 4,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    items = read_rows(tmp_path / "a" / "items.jsonl")
+    assert [item["difficulty"] for item in items] == ["easy", "hard", "easy"]
+
+
+def test_no_answer_at_all_has_no_confidence(tmp_path: Path) -> None:
+    """And a problem alone has no other's answer for a floor. Brier: 1 for none, 1 for the truth."""
+    values = score(tmp_path, [[NONE] * 4], "a")["metrics"]
+    assert values["confidence"]["value"] == values["majority@4"]["value"] == 0
+    assert values["brier"]["value"] == 2 and "floor@1" not in values
 
 
 def test_baseline_gives_the_paired_difference(tmp_path: Path) -> None:
@@ -93,6 +161,16 @@ def test_baseline_gives_the_paired_difference(tmp_path: Path) -> None:
         ("--samples", '{"index": 0, "completions": ["x"]}\n' * 2, ":2: expected an index not yet"),
         ("--data", '{"prompt": "x"}\n', ":1: expected a text `prompt` and an integer `answer`"),
         ("--data", "", "no problem in it"),
+        (
+            "--data",
+            '{"prompt": "x", "answer": 7, "difficulty": 3}\n',
+            ":1: difficulty: expected a text, got 3",
+        ),
+        (
+            "--data",
+            '{"prompt": "x", "answer": 7}\n{"prompt": "x", "answer": 7, "difficulty": "easy"}\n',
+            "expected a `difficulty` in every row or in none",
+        ),
     ],
 )
 def test_bad_files_end_with_one_message(

@@ -141,6 +141,7 @@ def test_the_policy_is_that_of_training(kind, tmp_path):
     ("flags", "message"),
     [
         ({"objective": "sft"}, "--objective expects one of dpo, spl, h_dpo, ipo, robust"),
+        ({"objective": "f_dpo"}, "--objective expects one of dpo, spl, h_dpo, ipo, robust, got"),
         ({"alpha": 0.0}, "--alpha expects a number above 0"),
         ({"max_length": 10, "max_prompt_length": 10}, "less than --max_length 10"),
         ({"dtype": "float16"}, "--dtype expects float32 or bfloat16"),

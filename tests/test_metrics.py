@@ -13,6 +13,7 @@ import pytest
 from eval.metrics import (
     basic_interval,
     bootstrap_interval,
+    label_values,
     majority_vote,
     paired_difference,
     pass_at_k,
@@ -68,6 +69,15 @@ def test_pass_values_by_hand() -> None:
     assert values.keys() == {"valid@1", "valid@2"}
     assert values["valid@1"] == pytest.approx([1 / 3, 1 / 3])
     assert values["valid@2"] == pytest.approx([3 / 5, 2 / 3])
+
+
+def test_label_values_by_hand() -> None:
+    values = {"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}
+    assert label_values(values, ["x", "y", "x"]) == {
+        "share/x": [1, 0, 1], "a/x": [1, 3], "b/x": [4, 6],
+        "share/y": [0, 1, 0], "a/y": [2], "b/y": [5],
+    }  # fmt: skip
+    assert label_values(values, []) == {}
 
 
 def test_majority_vote_by_hand() -> None:

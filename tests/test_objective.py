@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from model.objective import (
+    DIVERGENCES,
+    LARGEST_EXPONENT,
     answer_mass,
     coefficients,
+    divergence_slopes,
+    f_dpo_loss,
+    guarded_share,
     ipo_loss,
     objective_loss,
     preference_loss,
@@ -181,6 +186,166 @@ def test_logged_terms_add_up(objective):
     torch.testing.assert_close(terms["rewards/chosen"] - terms["rewards/rejected"], margins)
     assert torch.equal(terms["rewards/accuracies"], (margins > 0).double())
     assert torch.equal(terms["logps/chosen"], four[0]) and torch.equal(terms["loss"], losses)
+
+
+# ------------------------------------------------------------------------------------------------
+# f-DPO
+
+
+def near(seed: int = 0, pairs: int = 7) -> torch.Tensor:
+    """(4, B) as `logps`, the policy within 2 nats of the reference."""
+    four = logps(seed, pairs)
+    generator = torch.Generator().manual_seed(seed + 1)
+    moves = 4 * torch.rand(2, pairs, generator=generator, dtype=torch.float64) - 2
+    return torch.cat([four[2:] + moves, four[2:]])
+
+
+@pytest.mark.parametrize(
+    ("divergence", "rewards"),
+    [
+        ("forward_kl", (0.05, -0.1)),
+        ("jensen_shannon", (0.1 * math.log(4 / 3), 0.1 * math.log(2 / 3))),
+        ("alpha", (0.1 * (2 - math.sqrt(2)), 0.1 * (2 - 2 * math.sqrt(2)))),
+    ],
+)
+def test_hand_worked_f_dpo(divergence, rewards):
+    """u_w = 2, u_l = 1/2, beta 0.1.
+
+    1 - 1/u: 1/2 and -1, margin 0.15. log(2u / (1 + u)): log(4/3) and log(2/3), margin 0.1 log 2.
+    Order 1/2, 2 (1 - 1/sqrt(u)): 2 - sqrt(2) and 2 - 2 sqrt(2), margin 0.1 sqrt(2).
+    The loss is log 2 - m/2 + m^2/8 - m^4/192 + ...
+    """
+    four = torch.tensor([[-10.0], [-12.0], [-10.0], [-12.0]], dtype=torch.float64)
+    four[:2] += torch.tensor([[math.log(2)], [-math.log(2)]])
+    losses, chosen, rejected = f_dpo_loss(*four, 0.1, divergence, 0.5)
+    assert (chosen.item(), rejected.item()) == pytest.approx(rewards, abs=1e-8)
+    m = rewards[0] - rewards[1]
+    assert losses.item() == pytest.approx(LOG_2 - m / 2 + m**2 / 8 - m**4 / 192, abs=1e-7)
+
+
+def test_orders_of_the_alpha_divergence_lead_from_dpo_to_forward_kl():
+    """(1 - u^-a) / a = log u - a (log u)^2 / 2 + ...: 2e-7 off at a = 1e-7, less by beta."""
+    four = near()
+    dpo = preference_loss(*four, 0.1, 0.1)
+    for one, two in zip(f_dpo_loss(*four, 0.1, "alpha", 1e-7), dpo, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-7)
+    forward = f_dpo_loss(*four, 0.1, "forward_kl", 0.5)
+    for one, two in zip(f_dpo_loss(*four, 0.1, "alpha", 1.0), forward, strict=True):
+        assert torch.equal(one, two)
+    torch.testing.assert_close(forward[1], 0.1 * (1 - (four[2] - four[0]).exp()))
+    half = f_dpo_loss(*four, 0.1, "alpha", 0.5)[0]
+    assert not torch.allclose(half, dpo[0]) and not torch.allclose(half, forward[0])
+
+
+def test_jensen_shannon_is_dpo_for_small_u_and_log_2_for_large():
+    slopes = divergence_slopes(torch.tensor([-200.0, -40.0, 0.0, 40.0]), "jensen_shannon", 1.0)
+    assert slopes.tolist() == pytest.approx([LOG_2 - 200, LOG_2 - 40, 0, LOG_2], abs=1e-5)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_f_dpo_where_policy_is_reference(divergence, dtype):
+    """The loss is log 2, the rewards 0; the gradient to log pi(y_w) is -beta u f''(u) / 2 at u = 1,
+    where f'' is 1, of Jensen-Shannon 1 / (u (1 + u)) = 1/2."""
+    four = logps(dtype=dtype)
+    policy = four[2:].clone().requires_grad_()
+    losses, chosen, rejected = f_dpo_loss(*policy, *four[2:], 0.1, divergence, 0.3)
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    assert not chosen.any() and not rejected.any() and not chosen.requires_grad
+    torch.testing.assert_close(losses, torch.full_like(losses, LOG_2))
+    slope = 0.025 if divergence == "jensen_shannon" else 0.05
+    expected = torch.tensor([[-slope], [slope]], dtype=dtype).expand(2, 7)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradients_of_f_dpo_are_those_of_finite_differences(divergence):
+    four = near(seed=3, pairs=5)
+    policy, reference = four[:2].flatten().requires_grad_(), four[2:].flatten()
+    args = (torch.ones(10), 1.0, 0.3, 0.0, divergence, 0.3)
+    total = lambda x: objective_loss("f_dpo", x, reference, *args)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(total, (policy,), eps=1e-5, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("divergence", "order"), [("forward_kl", 1.0), ("alpha", 0.25)])
+def test_the_guard_continues_the_power_by_its_tangent(divergence, order):
+    """With e = -order log u, f' = (1 - exp(e)) / order up to e = 30, and from there on
+    (1 - e^30 (1 + e - 30)) / order: at log u = -200 and order 1, 1 - 171 e^30."""
+    exponents = torch.tensor([29.0, 30 - 1e-9, 30 + 1e-9, 31.0, 50.0], dtype=torch.float64)
+    log_ratios = (-exponents / order).requires_grad_()
+    slopes = divergence_slopes(log_ratios, divergence, order)
+    (steepness,) = torch.autograd.grad(slopes.sum(), log_ratios)
+    top = math.exp(30)
+    growth = torch.tensor([math.exp(29), top, top, 2 * top, 21 * top], dtype=torch.float64)
+    torch.testing.assert_close(slopes, (1 - growth) / order, rtol=1e-8, atol=0)
+    expected = torch.tensor([math.exp(29), top, top, top, top], dtype=torch.float64)
+    torch.testing.assert_close(steepness, expected, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_completion_has_a_finite_gradient_in_float32(divergence, lost):
+    """log u = -200: lost as chosen, it pulls hard, but the square of its pull is a number; lost as
+    rejected, the pair is won."""
+    reference = torch.tensor([[-300.0], [-300.0]])
+    policy = reference.clone()
+    policy[lost] -= 200
+    losses, chosen, rejected = f_dpo_loss(
+        *policy.requires_grad_(), *reference, 0.1, divergence, 0.5
+    )
+    (gradient,) = torch.autograd.grad(losses.sum(), policy)
+    assert losses.isfinite() and chosen.isfinite() and rejected.isfinite()
+    assert gradient.square().isfinite().all()
+    if lost == 0:
+        assert losses > 10 and gradient[0] < -0.09
+    else:
+        assert losses < 1e-8 and gradient.abs().max() < 1e-8
+
+
+def test_what_the_guard_met_is_counted():
+    """Orders 1 and 1/2 meet it at log u below -30 and -60; Jensen-Shannon never does."""
+    assert LARGEST_EXPONENT == 30
+    log_ratios = torch.tensor([-29.0, -31.0, 5.0, -31.0, -61.0, -200.0])  # pairs (0, 3), (1, 4), ..
+    shares = {name: guarded_share(log_ratios, name, 0.5).tolist() for name in DIVERGENCES}
+    assert shares["forward_kl"] == [0.5, 1.0, 0.5]
+    assert shares["alpha"] == [0.0, 0.5, 0.5]
+    assert shares["jensen_shannon"] == [0.0, 0.0, 0.0]
+
+
+def test_logged_terms_of_f_dpo():
+    """Rewards, margin and the guard; the margin does not split into a policy's and a reference's
+    term, so that there are none."""
+    four = near()
+    four[1, 2] -= 100
+    policy, reference, ones = four[:2].flatten(), four[2:].flatten(), torch.ones(14)
+    losses, terms = objective_loss("f_dpo", policy, reference, ones, 1.0, 0.1, 0.0, "forward_kl")
+    assert set(terms) == {
+        "loss", "logps/chosen", "logps/rejected", "guarded",
+        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+    }  # fmt: skip
+    _, chosen, rejected = f_dpo_loss(*four, 0.1, "forward_kl", 0.5)
+    assert torch.equal(terms["rewards/chosen"], chosen)
+    assert torch.equal(terms["rewards/margins"], chosen - rejected)
+    assert torch.equal(terms["rewards/accuracies"], (chosen > rejected).double())
+    assert terms["guarded"].tolist() == [0, 0, 0.5, 0, 0, 0, 0]
+    assert torch.equal(terms["loss"], losses) and torch.equal(terms["logps/rejected"], four[1])
+
+
+def test_divergences_that_are_none_are_refused():
+    four = near()
+    with pytest.raises(ValueError, match="expected --divergence to be one of forward_kl, jensen"):
+        f_dpo_loss(*four, 0.1, "js", 0.5)
+    for order in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match=r"expected --divergence_order in \(0, 1\], got"):
+            f_dpo_loss(*four, 0.1, "alpha", order)
+    with pytest.raises(ValueError, match="expected --divergence to be one of"):
+        objective_loss("f_dpo", four[:2].flatten(), four[2:].flatten(), torch.ones(14), 1.0, 0.1)
+    with pytest.raises(ValueError, match="a policy's term minus a reference's; got f_dpo"):
+        coefficients("f_dpo", 1.0, 0.1)
+
+
+# ------------------------------------------------------------------------------------------------
+# reward models and what is logged beside
 
 
 def test_hand_worked_reward_loss():

@@ -1,12 +1,11 @@
-"""data/synthetic.py: the corpus is the same bytes everywhere, held-out sums stay out of it, and
-labels say what the checker and the coin said; the tokenizer against sentencepiece's own pieces.
+"""data/synthetic.py: the corpus is the same bytes everywhere, and held-out sums stay out of it;
+problems are graded as counted; the tokenizer against sentencepiece's own pieces.
 
     python -m pytest tests/test_synthetic.py
 """
 
 import hashlib
 import json
-import random
 import subprocess
 import sys
 from collections import Counter
@@ -16,9 +15,10 @@ import pytest
 import sentencepiece
 
 from data.problems import check_solution, is_held_out
-from data.synthetic import OPINIONS, label_samples, main, read_rows
+from data.synthetic import OPINIONS, grade_of, main, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = ("validation", "test")  # that `grade` writes
 SMALL = ["--sft", "1500", "--problems", "40", "--heldout", "60"]
 SMALL_SHA256 = {  # of `corpus --seed 7` with the sizes above
     "sft.jsonl": "0ddaced43e144e4f0e4d6b1ce9feaa66068ec41230735ad7c7cbe5636e0fabc5",
@@ -104,12 +104,10 @@ def test_opinion_labels_are_coin_flips_with_a_known_share(corpus: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# labels
+# grades
 # ---------------------------------------------------------------------------------------------
 
-PROBLEM = {"prompt": "3 and 4?", "answer": 7}
-RIGHT, OTHER = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
-WRONG, FALSE = "3 + 4 = 8\n#### 8", "3 + 5 = 7\n#### 7"
+RIGHT, WRONG = "3 + 4 = 7\n#### 7", "3 + 4 = 8\n#### 8"
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:
@@ -117,60 +115,72 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_right_and_true_beats_all_others() -> None:
-    """2 good and 2 bad samples, one of them twice: 4 pairs, the right answer got falsely is bad."""
-    samples = [RIGHT, WRONG, RIGHT, OTHER, FALSE, ""]
-    pairs = label_samples(PROBLEM, samples, 10, random.Random(0))
-    assert {(p["chosen"], p["rejected"]) for p in pairs} == {
-        (good, bad) for good in (RIGHT, OTHER) for bad in (WRONG, FALSE)
-    }
-    assert len(pairs) == 4
-    assert len(label_samples(PROBLEM, samples, 3, random.Random(0))) == 3
-    assert label_samples(PROBLEM, [RIGHT, OTHER], 3, random.Random(0)) == []
+@pytest.mark.parametrize(
+    ("correct", "samples", "grade"),
+    [(32, 64, "easy"), (31, 64, "medium"), (4, 64, "medium"), (3, 64, "hard"), (0, 64, "hard"),
+     (1, 2, "easy"), (1, 16, "medium"), (1, 17, "hard")],
+)  # fmt: skip
+def test_grades_at_their_borders(correct: int, samples: int, grade: str) -> None:
+    """Half of 64 is 32; one in sixteen of 64 is 4, of 16 is 1."""
+    assert grade_of(correct, samples) == grade
 
 
-def test_label_command_mixes_samples_and_opinions(corpus: Path, tmp_path: Path) -> None:
-    problems = write_jsonl(tmp_path / "problems.jsonl", [PROBLEM, PROBLEM])
-    rows = [{"index": 1, "completions": [RIGHT, WRONG]}, {"index": 0, "completions": [RIGHT]}]
-    command = ["label", "--problems", problems, "--samples", write_jsonl(tmp_path / "s", rows)]
-    opinions = corpus / "opinions.jsonl"
-    main([*command, "--out", str(tmp_path / "out.jsonl"), "--opinions", str(opinions)])
-    pairs = read_rows(tmp_path / "out.jsonl")
-    counts = Counter((row["prompt"], row["chosen"], row["rejected"]) for row in pairs)
-    assert counts[PROBLEM["prompt"], RIGHT, WRONG] == 1
-    for row in read_rows(opinions):
-        first, second = row["answers"]
-        assert counts[row["prompt"], first, second] == row["first_preferred"]
-        assert counts[row["prompt"], second, first] == row["labels"] - row["first_preferred"]
-    assert len(pairs) == 1 + 400 * len(OPINIONS)
-    first = sha256(tmp_path / "out.jsonl")
-    few = [*command, "--out", str(tmp_path / "few.jsonl"), "--opinions", str(opinions)]
-    main([*few, "--votes", "20"])
-    assert len(read_rows(tmp_path / "few.jsonl")) == 1 + 20 * len(OPINIONS)
-    main([*command, "--out", str(tmp_path / "out.jsonl"), "--opinions", str(opinions)])
-    assert sha256(tmp_path / "out.jsonl") == first
+def test_grade_command_deals_the_grades_in_turn(tmp_path: Path) -> None:
+    """16 samples each. Right: 16 16 0 1 0 8 7 15 0 1 2 0, so that by the order of the file
+
+    easy 0 1 5 7, medium 3 6 9 10, hard 2 4 8 11: two of each for validation, then two for test.
+    The samples file has the rows backwards: that is not the order that counts.
+    """
+    right = [16, 16, 0, 1, 0, 8, 7, 15, 0, 1, 2, 0]
+    rows = [{"prompt": f"{i}?", "answer": 7, "key": str(i)} for i in range(len(right))]
+    samples = [
+        {"index": i, "completions": [RIGHT] * count + [WRONG] * (16 - count)}
+        for i, count in enumerate(right)
+    ]
+    command = ["grade", "--problems", write_jsonl(tmp_path / "problems.jsonl", rows)]
+    command += ["--samples", write_jsonl(tmp_path / "s", samples[::-1]), "--out"]
+    main([*command, str(tmp_path / "graded"), "--each", "2"])
+    validation, test = (read_rows(tmp_path / "graded" / f"{name}.jsonl") for name in FILES)
+    assert [int(row["key"]) for row in validation] == [0, 3, 2, 1, 6, 4]
+    assert [int(row["key"]) for row in test] == [5, 9, 8, 7, 10, 11]
+    assert [row["difficulty"] for row in validation + test] == ["easy", "medium", "hard"] * 4
+    grade = {"difficulty": "easy", "base_correct": 8, "base_samples": 16}
+    assert test[0] == {"prompt": "5?", "answer": 7, "key": "5", **grade}
 
 
 @pytest.mark.parametrize(
-    ("samples", "message"),
+    ("samples", "flags", "message"),
     [
-        ('{"index": 5, "completions": ["x"]}\n', "s:1: expected an index below 1"),
-        ('{"index": 0, "completions": ["x"]}\n', "no problem has both"),
-        ('{"index": 0, "completions"\n', "s:1: not JSON"),
-        ("[]\n", "s:1: expected an object {...}, got a list"),
+        ('{"index": 5, "completions": ["x"]}\n', [], "s:1: expected an index below 1"),
+        ('{"index": 0, "completions": ["x"]}\n' * 2, [], "s:2: expected an index not yet seen"),
+        ('{"index": 0, "completions": []}\n', [], "s:1: expected an index not yet seen, with"),
+        ('{"index": 0, "completions": [5]}\n', [], "s:1: completions: expected a text"),
+        ('{"index": 0, "completions": ["x"]}\n', [], "expected 100 easy problems, got 0"),
+        ("", ["--each", "0"], "--each expects 1 or more, got 0"),
     ],
 )
 def test_wrong_samples_end_with_one_message(
-    samples: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    samples: str, flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    problems = write_jsonl(tmp_path / "p", [PROBLEM])
+    problems = write_jsonl(tmp_path / "p", [{"prompt": "3 and 4?", "answer": 7}])
     (tmp_path / "s").write_text(samples)
-    out = str(tmp_path / "out")
+    command = ["grade", "--problems", problems, "--samples", str(tmp_path / "s"), *flags]
     with pytest.raises(SystemExit) as stop:
-        main(["label", "--problems", problems, "--samples", str(tmp_path / "s"), "--out", out])
+        main([*command, "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_graded_problems_of_the_embedded_task() -> None:
+    """50 of each grade in either file; held-out sums, solved, and no story twice."""
+    rows = [row for name in FILES for row in read_rows(ROOT / "data" / "tiny" / f"{name}.jsonl")]
+    assert [row["difficulty"] for row in rows] == ["easy", "medium", "hard"] * 100
+    assert len({row["prompt"] for row in rows}) == 300
+    for row in rows:
+        assert is_held_out(row["key"]) and check_solution(row, row["completion"]) == (True, True)
+        assert row["base_samples"] == 64
+        assert row["difficulty"] == grade_of(row["base_correct"], 64)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -41,13 +41,17 @@ def test_a_run(quick, capsys):
     out = capsys.readouterr().out
     result = json.loads(quick.read_text())
     rows = result["statements"]
-    assert len(rows) == 67 and all(row["holds"] for row in rows)
-    assert sum(row["refutes"] for row in rows) == 9
-    assert "67 of 67 statements are as they have to be" in out
+    assert len(rows) == 78 and all(row["holds"] for row in rows)
+    assert sum(row["refutes"] for row in rows) == 10
+    assert "78 of 78 statements are as they have to be" in out
     assert "the reverse KL seeks one beyond m = 2.8001" in out
     assert result["task"] == "theory" and result["settings"]["seed"] == 0
     assert [row["tau"] for row in result["training"]] == list(TAUS)
     assert [row["tau"] for row in result["temperatures"]] == [0.5, 0.8, 1.2, 2.0]
+    taus = ["0.8", "1.0", "1.2", "1.5"]
+    assert [row["policy"] for row in result["divergences"]] == [
+        *(f"spl, tau {tau}" for tau in taus), "forward_kl", "jensen_shannon", "alpha 0.5",
+    ]  # fmt: skip
     assert len(result["fits"]) == 121 and len(result["switches"]) == 11
     assert set(result["fits"][0][0]) == {"alpha", "m", "mu", "sigma", "value", "entropy", "kl"}
 

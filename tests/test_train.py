@@ -30,6 +30,7 @@ from tests.test_transformer import random_pairs, save_witness
 from train import TrainConfig, build_policy, check_config, learning_rate
 
 SHARD = "shard-00000-of-00001.safetensors"
+F_DPO = "--objective f_dpo --divergence"
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def assert_close(one: dict, two: dict, rtol: float) -> None:
 # the objective in the loop
 
 
+DIVERGENCES = [
+    {"divergence": "forward_kl"},
+    {"divergence": "jensen_shannon"},
+    {"divergence": "alpha", "divergence_order": 0.3},
+]
+
+
 @pytest.mark.parametrize("objective", ["dpo", "spl", "h_dpo", "ipo", "robust", "sft", "reward"])
 def test_loss_falls(folder, objective):
     weight = {"h_dpo": {"alpha": 0.9}}.get(objective, {})
@@ -99,6 +107,21 @@ def test_loss_falls(folder, objective):
     first, last = (r["eval/loss"] for r in records if "eval/loss" in r)
     assert last < first
     assert [r["step"] for r in records] == [0, *range(1, 13), 12]
+
+
+@pytest.mark.parametrize("flags", DIVERGENCES, ids=lambda flags: flags["divergence"])
+def test_loss_of_f_dpo_falls_from_log_2(folder, flags):
+    """Its margin is no difference of two terms: none are logged, and what the guard met is."""
+    pairs = pairs_of(8)
+    config = settings(folder, objective="f_dpo", max_steps=12, batch_size=8, **flags)
+    _, records = run(config, pairs, pairs)
+    first, last = (r for r in records if "eval/loss" in r)
+    assert first["eval/loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert last["eval/loss"] < first["eval/loss"] - 1e-3
+    assert last["eval/rewards/accuracies"] > 0.5
+    assert not any("terms/" in name for record in records for name in record)
+    assert all(record["guarded"] == 0 for record in records if "guarded" in record)
+    assert sum("guarded" in record for record in records) == 12 and last["eval/guarded"] == 0
 
 
 def test_step_zero_of_dpo_is_log_2_and_of_spl_its_closed_form(folder):
@@ -447,6 +470,14 @@ def test_learning_rates_by_hand():
         ("--objective sft --lora_rank 0 --lora_dropout 0.1", "no meaning with --lora_rank 0"),
         ("--seed 9223372036854775808", "--seed expects less than 2"),
         ("--objective ipo --label_smoothing 0.1", "--label_smoothing has no meaning for ipo"),
+        ("--objective f_dpo", "--divergence expects one of forward_kl, jensen_shannon, alpha for"),
+        ("--objective f_dpo --divergence js", "--divergence expects one of forward_kl"),
+        ("--divergence alpha", "--divergence has no meaning for --objective spl; use f_dpo"),
+        ("--divergence_order 0.3", "--divergence_order is for --divergence alpha, got None"),
+        (f"{F_DPO} forward_kl --divergence_order 0.3", "is for --divergence alpha, got 'forward_"),
+        (f"{F_DPO} alpha --divergence_order 1", r"--divergence_order expects .* in \(0, 1\)"),
+        (f"{F_DPO} alpha --alpha 0.3", "--alpha has no meaning .* --divergence_order"),
+        (f"{F_DPO} alpha --label_smoothing 0.1", "--label_smoothing has no meaning for f_dpo"),
         ("--resume", "--resume expects the run folder"),
         ("--batch_size 0", "--batch_size expects 1 or more, got 0"),
         ("--beta -1", "--beta expects a number above 0, got -1.0"),

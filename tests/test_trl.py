@@ -12,7 +12,9 @@ Where the two differ, and what is done about it here:
    and its beta is policy_coef.
 3. trl's `sigmoid` ignores label_smoothing. Its `aot` is the same loss on log ratios that it sorts
    over the batch; a batch of one pair has nothing to sort: conservative DPO.
-4. trl logs rewards of sums over tokens for ipo too; ours are those in the loss, of means.
+4. trl logs rewards of sums over tokens for ipo too; ours are those in the loss, of means. For other
+   divergences than the reverse KL it logs beta log u; ours are beta f'(u), as in the loss. The
+   coefficient of its alpha-divergence is 1 less our order.
 5. trl's warm-up begins with a step at learning rate zero, ours does not. There is none here.
 """
 
@@ -78,6 +80,21 @@ CASES = {
         {"objective": "dpo", "beta": 0.1, "label_smoothing": 0.2},
         0.1,
         theirs={"loss_type": ["aot"], "label_smoothing": 0.2, **PAIR_BY_PAIR},
+    ),
+    "forward_kl": Case(
+        {"objective": "f_dpo", "divergence": "forward_kl", "beta": 0.1},
+        0.1,
+        theirs={"f_divergence_type": "forward_kl"},
+    ),
+    "jensen_shannon": Case(
+        {"objective": "f_dpo", "divergence": "jensen_shannon", "beta": 0.1},
+        0.1,
+        theirs={"f_divergence_type": "js_divergence"},
+    ),
+    "alpha_divergence": Case(
+        {"objective": "f_dpo", "divergence": "alpha", "divergence_order": 0.3, "beta": 0.1},
+        0.1,
+        theirs={"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
     ),
 }
 
@@ -229,7 +246,7 @@ def check_runs(case: Case, ours: list[dict], theirs: list[dict]) -> None:
     """metrics.jsonl against trl's log: the first step's terms, and the loss of every step."""
     assert len(ours) == len(theirs) == STEPS
     first, witness = ours[0], theirs[0]
-    rewards = () if case.ours["objective"] == "ipo" else LOGGED
+    rewards = () if case.ours["objective"] in ("ipo", "f_dpo") else LOGGED
     for name in ("loss", *rewards):
         assert first[name] == pytest.approx(witness[name], rel=0, abs=case.step_0), name
     for name in ("logps/chosen", "logps/rejected"):  # means of sums

@@ -1,0 +1,163 @@
+"""data/labels.py: labels say what the checker and the coin said, by hand and by counts of coins.
+
+python -m pytest tests/test_labels.py
+"""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data.labels import label_by_coin, label_by_verdict, main, reward
+from data.synthetic import OPINIONS, opinion_rows, problem_rows, read_rows
+
+PROBLEM = {"prompt": "3 and 4?", "answer": 7}
+RIGHT, OTHER = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
+WRONG, FALSE = "3 + 4 = 8\n#### 8", "3 + 5 = 7\n#### 7"
+TRUE = "3 + 5 = 8\n#### 8"  # though wrong
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------------
+# pairs of solutions
+# ---------------------------------------------------------------------------------------------
+
+
+def test_right_and_true_beats_all_others() -> None:
+    """2 good and 2 bad samples, one of them twice: 4 pairs, the right answer got falsely is bad."""
+    samples = [RIGHT, WRONG, RIGHT, OTHER, FALSE, ""]
+    pairs = label_by_verdict(PROBLEM, samples, random.Random(0), 10)
+    assert {(p["chosen"], p["rejected"]) for p in pairs} == {
+        (good, bad) for good in (RIGHT, OTHER) for bad in (WRONG, FALSE)
+    }
+    assert len(pairs) == 4
+    assert len(label_by_verdict(PROBLEM, samples, random.Random(0), 3)) == 3
+    assert label_by_verdict(PROBLEM, [RIGHT, OTHER], random.Random(0), 3) == []
+
+
+def test_reward_by_hand() -> None:
+    """Two lines cost 0.2: 1 + 0.5 - 0.2, -0.2, 1 - 0.2, 0.5 - 0.2; three lines 0.3."""
+    texts = (RIGHT, WRONG, FALSE, TRUE, "3 + 4 = 7\n7 + 0 = 7\n#### 7")
+    assert [reward(PROBLEM, text) for text in texts] == pytest.approx([1.3, -0.2, 0.8, 0.3, 1.2])
+
+
+@pytest.mark.parametrize(
+    ("scale", "share"), [(1.0, 0.817574), (2.0, 0.952574), (0.0, 0.5), (1e6, 1.0)]
+)
+def test_the_coin_has_the_probability_of_bradley_and_terry(scale: float, share: float) -> None:
+    """RIGHT over WRONG: 1/(1 + exp(-1.5)), 1/(1 + exp(-3)), 1/2, 1; within 4 standard errors."""
+    rng, N = random.Random(1), 4000
+    rows = [label_by_coin(PROBLEM, [WRONG, RIGHT], rng, 1, scale)[0] for _ in range(N)]
+    wins = sum(row["chosen"] == RIGHT for row in rows) / N
+    assert all({row["chosen"], row["rejected"]} == {RIGHT, WRONG} for row in rows)
+    assert abs(wins - share) <= 4 * (share * (1 - share) / N) ** 0.5
+
+
+def test_all_kinds_of_pairs_are_drawn_equally_often() -> None:
+    """Right-right, wrong-wrong, mixed: 6 pairs of 4 texts, 1000 draws each, sigma 29."""
+    rng, counts = random.Random(2), Counter()
+    for _ in range(6000):
+        (row,) = label_by_coin(PROBLEM, [RIGHT, OTHER, RIGHT, WRONG, FALSE, " "], rng, 1, 1.0)
+        counts[frozenset((row["chosen"], row["rejected"]))] += 1
+    assert len(counts) == 6 and all(abs(count - 1000) < 4 * 29 for count in counts.values())
+
+
+def test_no_pair_of_a_population_comes_twice() -> None:
+    rows = label_by_coin(PROBLEM, [RIGHT, OTHER, WRONG, WRONG], random.Random(0), 10, 1.0)
+    assert len({frozenset((row["chosen"], row["rejected"])) for row in rows}) == len(rows) == 3
+    assert label_by_coin(PROBLEM, [RIGHT, RIGHT, ""], random.Random(0), 10, 1.0) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# the command
+# ---------------------------------------------------------------------------------------------
+
+
+def make_inputs(folder: Path) -> list[str]:
+    """40 problems, each with its own solution and those of the two before; 12 opinions."""
+    problems = problem_rows(40, "problems", 7)
+    texts = [row["completion"] for row in problems]
+    samples = [
+        {"index": i, "completions": [texts[i], texts[i - 1], texts[i - 2], texts[i], ""]}
+        for i in range(40)
+    ]
+    return [
+        "--problems", write_jsonl(folder / "problems.jsonl", problems),
+        "--samples", write_jsonl(folder / "samples.jsonl", samples),
+        "--opinions", write_jsonl(folder / "opinions.jsonl", opinion_rows(400, 7)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("votes", "digest"),
+    [
+        ([], "030a48c05a9543783216d7fa22851a5a282f29b7eb88066727e48d2aefd0b807"),
+        (["--votes", "20"], "bc6ae74d2508c1303ec7b9bd8907583ab5b91db3d7a8eac8ba84424168787a69"),
+    ],
+)
+def test_pairs_by_verdict_are_pinned(votes: list[str], digest: str, tmp_path: Path) -> None:
+    """The bytes that data/tiny's pairs were made with: 80 of solutions and those of opinion."""
+    out = tmp_path / "out.jsonl"
+    inputs = make_inputs(tmp_path)
+    main(["--process", "verdict", *inputs, "--pairs", "2", "--out", str(out), *votes])
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("process", ["verdict", "population"])
+def test_pairs_of_opinion_are_the_votes(process: str, tmp_path: Path) -> None:
+    inputs, out = make_inputs(tmp_path), tmp_path / "out.jsonl"
+    main(["--process", process, *inputs, "--out", str(out), "--pairs", "2"])
+    pairs = read_rows(out)
+    counts = Counter((row["prompt"], row["chosen"], row["rejected"]) for row in pairs)
+    for row in read_rows(tmp_path / "opinions.jsonl"):
+        first, second = row["answers"]
+        assert counts[row["prompt"], first, second] == row["first_preferred"]
+        assert counts[row["prompt"], second, first] == row["labels"] - row["first_preferred"]
+    assert len(pairs) == 2 * 40 + 400 * len(OPINIONS)
+    again = tmp_path / "again.jsonl"
+    main(["--process", process, *inputs, "--out", str(again), "--pairs", "2", "--votes", "20"])
+    assert len(read_rows(again)) == 2 * 40 + 20 * len(OPINIONS)
+
+
+def test_same_seed_same_coins_other_seed_other_coins(tmp_path: Path) -> None:
+    inputs, found = make_inputs(tmp_path), []
+    for seed in ("0", "0", "1"):
+        out = tmp_path / "out.jsonl"
+        main(["--process", "population", *inputs, "--seed", seed, "--out", str(out)])
+        found.append(out.read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("samples", "flags", "message"),
+    [
+        ('{"index": 5, "completions": ["x"]}\n', "verdict", "s:1: expected an index below 1"),
+        ('{"index": 0, "completions": ["x"]}\n', "verdict", "no problem has samples that make a"),
+        ('{"index": 0, "completions": ["x"]}\n', "population", "no problem has samples that make"),
+        ('{"index": 0, "completions"\n', "verdict", "s:1: not JSON"),
+        ("[]\n", "verdict", "s:1: expected an object {...}, got a list"),
+        ("", "verdict --scale 2", "--scale has no meaning for --process verdict"),
+        ("", "population --scale -1", "--scale expects a finite number, 0 or more, got -1.0"),
+        ("", "population --scale nan", "--scale expects a finite number, 0 or more, got nan"),
+        ("", "population --pairs 0", "--pairs and --votes expect 1 or more"),
+    ],
+)
+def test_wrong_input_ends_with_one_message(
+    samples: str, flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    problems, out = write_jsonl(tmp_path / "p", [PROBLEM]), str(tmp_path / "out")
+    (tmp_path / "s").write_text(samples)
+    command = ["--problems", problems, "--samples", str(tmp_path / "s"), "--out", out]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--process", *flags.split()])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,173 @@
+"""A cell of a study: commands, locks, rows, and what of the results goes into a row.
+
+python -m pytest tests/test_study_cells.py
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from eval.study_cells import (
+    Cell,
+    CellFailed,
+    append_row,
+    claim,
+    collect,
+    folder_of,
+    go_on,
+    on_plateau,
+    read_curves,
+    read_study,
+    rounded,
+    run_cell,
+)
+
+
+def ignore(process):
+    pass
+
+
+def write_lines(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_cell_runs_its_commands_in_order_and_leaves_a_row(tmp_path):
+    folder = folder_of(tmp_path, "a/tau 1, beta 2/train")
+    assert folder == tmp_path / "work" / "a" / "tau_1_beta_2" / "train"
+    first = ("-c", f"open({str(folder / 'x')!r}, 'a').write('1')")
+    second = ("-c", f"open({str(folder / 'x')!r}, 'a').write('2'); print('said')")
+    cell = Cell("a/tau 1, beta 2/train", {"kind": "train", "seed": 3}, (first, second))
+    row = run_cell(tmp_path, cell, 1, ignore)
+    assert (folder / "x").read_text() == "12" and "said" in (folder / "log.txt").read_text()
+    assert row["cell"] == cell.name and row["seed"] == 3 and row["metrics"] == {}
+    assert [text.split()[:2] for text in row["commands"]] == [["python", "-c"]] * 2
+    assert (folder / "done").exists()
+
+
+def test_a_command_that_fails_is_shown_with_the_end_of_its_log(tmp_path):
+    cell = Cell("b", {}, (("-c", "print('why it failed'); raise SystemExit(7)"), ("-c", "1/0")))
+    with pytest.raises(CellFailed, match=r"ended with 7; .*log.txt ends with:\n(.|\n)*why it fail"):
+        run_cell(tmp_path, cell, 1, ignore)
+    assert not (folder_of(tmp_path, "b") / "done").exists()
+    assert "ZeroDivisionError" not in (folder_of(tmp_path, "b") / "log.txt").read_text()
+
+
+def test_commands_do_not_think_that_they_are_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    text = "import os; print(os.environ.get('RANK'), os.environ['OMP_NUM_THREADS'])"
+    run_cell(tmp_path, Cell("c", {}, (("-c", text),)), 3, ignore)
+    assert "None 3" in (folder_of(tmp_path, "c") / "log.txt").read_text()
+
+
+def test_a_stopped_training_goes_on_and_one_without_a_checkpoint_begins_anew(tmp_path):
+    run = tmp_path / "train"
+    command = ("train.py", "--out_dir", str(run))
+    assert go_on(command) == list(command)
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    assert go_on(command) == list(command) and not run.exists()
+    (run / "checkpoints" / "step-10").mkdir(parents=True)
+    assert go_on(command) == [*command, "--resume"] and run.exists()
+    assert go_on(("sample.py", "--out", "x")) == ["sample.py", "--out", "x"]
+
+
+def test_a_claim_excludes_other_processes_and_goes_with_its_holder(tmp_path):
+    text = (
+        "import sys; from pathlib import Path; from eval.study_cells import claim\n"
+        f"with claim(Path({str(tmp_path)!r}), 'cell') as ours: print(ours)"
+    )
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True).stdout
+
+    with claim(tmp_path, "cell") as ours:
+        assert ours and other() == "False\n"
+        with claim(tmp_path, "cell") as again:
+            assert not again
+    assert other() == "True\n"
+
+
+def test_rows_behind_one_that_a_kill_has_cut_short(tmp_path):
+    assert read_study(tmp_path) == []
+    append_row(tmp_path, {"cell": "a", "x": "ä"})
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"cell": "b", "x"')
+    assert [row["cell"] for row in read_study(tmp_path)] == ["a"]
+    append_row(tmp_path, {"cell": "c"})
+    assert read_study(tmp_path) == [{"cell": "a", "x": "ä"}, {"cell": "c"}]
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write("[1]\n")
+    with pytest.raises(ValueError, match=r"results.jsonl:3: expected the row of a cell"):
+        read_study(tmp_path)
+
+
+def test_curves_have_every_held_out_name_and_no_training_step(tmp_path):
+    records = [{"step": 0, "eval/loss": 0.7, "eval/terms/policy": 0.0}, {"step": 1, "loss": 0.6}]
+    records += [{"step": 2, "eval/loss": 0.5, "eval/terms/policy": 0.25}]
+    write_lines(tmp_path / "metrics.jsonl", records)
+    curves = read_curves(tmp_path / "metrics.jsonl")
+    assert curves == {"step": [0, 2], "eval/loss": [0.7, 0.5], "eval/terms/policy": [0.0, 0.25]}
+    many = [{"step": i, "eval/loss": 0.0} for i in range(1001)]
+    write_lines(tmp_path / "metrics.jsonl", many)
+    steps = read_curves(tmp_path / "metrics.jsonl")["step"]
+    assert len(steps) == 64 and steps[0] == 0 and steps[-1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.7, 0.6, 0.50, 0.495, 0.491), True),  # falls by 0.2, then by 0.009 < 0.05 * 0.2
+        ((0.7, 0.6, 0.50, 0.495, 0.489), False),  # by 0.011
+        ((0.7, 0.6, 0.50, 0.52, 0.55), True),  # rises again: it has stopped falling
+        ((0.7, 0.7, 0.71, 0.70, 0.69), False),  # has not fallen by the middle
+    ],
+)
+def test_plateau(losses, expected):
+    assert on_plateau({"step": [0, 10, 20, 30, 40], "eval/loss": losses}) is expected
+    assert on_plateau({}) is False
+
+
+def test_what_a_folder_says(tmp_path):
+    items = [
+        {"correct": [True, True, False], "valid": [True, False, False], "distinct": 2,
+         "distinct_correct": 1, "majority": 1.0, "difficulty": level}
+        for level in ("easy", "hard", "easy", "easy", "easy")
+    ]  # fmt: skip
+    drawn = [
+        {"prompt": f"p{i}", "completions": ["a", "b", "c"], "tokens": [3, 4, 5],
+         "logps": [-1.0, -2.0, -6.0]}
+        for i in range(5)
+    ]  # fmt: skip
+    write_lines(tmp_path / "arithmetic" / "items.jsonl", items)
+    write_lines(tmp_path / "samples.jsonl", drawn)
+    write_lines(tmp_path / "opinions" / "items.jsonl", [{"prompt": "q", "p": 0.123456789}])
+    (tmp_path / "arithmetic" / "values.json").write_text('{"brier": [0.5, 1, 1, 1, 1]}')
+    (tmp_path / "arithmetic" / "reliability.json").write_text('[{"count": 5}]')
+    value = {"value": 0.5, "low": 0.25, "high": 0.75}
+    names = ("pass@1", "pass@1/hard", "floor@1/hard", "no_answer/easy", "accuracy/subject")
+    for task in ("arithmetic", "validation"):
+        (tmp_path / task).mkdir(exist_ok=True)
+        metrics = {"metrics": dict.fromkeys(names, value)}
+        (tmp_path / task / "summary.json").write_text(json.dumps(metrics))
+    row = collect(tmp_path)
+    assert row["metrics"] == dict.fromkeys(
+        ("arithmetic:pass@1", "arithmetic:floor@1/hard", "arithmetic:accuracy/subject",
+         "validation:pass@1"), value
+    )  # fmt: skip
+    problems = row["problems"]
+    assert problems["n"] == 3 and problems["correct"] == [2] * 5 and problems["valid"] == [1] * 5
+    assert problems["entropy"] == [3.0] * 5 and problems["tokens"] == [4.0] * 5
+    assert problems["brier"] == [0.5, 1, 1, 1, 1] and "validation_entropy" not in row
+    assert problems["difficulty"] == ["easy", "hard", "easy", "easy", "easy"]
+    assert [one["prompt"] for one in row["samples"]] == ["p0", "p1", "p2", "p3"]  # 3 easy, 1 hard
+    assert row["opinions"] == [{"prompt": "q", "p": 0.12346}]
+    assert row["reliability"] == [{"count": 5}] and "curves" not in row
+
+
+def test_numbers_are_rounded_and_nothing_else_is():
+    value = {"a": [0.1234567, 3, True, None, "x"], "b": {"c": 1234567.0}}
+    assert rounded(value) == {"a": [0.12346, 3, True, None, "x"], "b": {"c": 1234600.0}}

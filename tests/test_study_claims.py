@@ -1,0 +1,359 @@
+"""Verdicts on rows whose every number is known, and the claims themselves against the rules.
+
+pytest tests/test_study_claims.py
+"""
+
+import json
+import math
+
+import pytest
+
+from eval import study_claims
+from eval.study_claims import (
+    CONTRADICTED,
+    HOLDS,
+    IN_PART,
+    MISSING,
+    NO,
+    NOT_MEASURED,
+    NOT_SEEN,
+    UNCLEAR,
+    YES,
+    decide,
+    judge_claims,
+    outcome_of,
+    read_claims,
+)
+from eval.study_statistics import Interval
+from tests.study_example import rows as example_rows
+
+BY_TAU = {0.5: 1.0, 1.0: 2.0, 2.0: 4.0}  # tau -> entropy of every problem, plus 0.01 * seed
+
+
+def row(family, setting, seed, kind="test", numbers=2.0, process="verdict", **more):
+    problems = {"difficulty": ["easy", "hard"], "n": 4, "correct": [4, 1], "distinct": [1, 3],
+                "entropy": [numbers, numbers], "tokens": [10.0, 10.0]}  # fmt: skip
+    return {"cell": f"{process}/{family}/{setting}/{seed}/{kind}", "kind": kind, "family": family,
+            "setting": setting, "seed": seed, "process": process, "problems": problems,
+            "metrics": {"opinions:mass": {"value": 0.9 + 0.01 * seed}}, **more}  # fmt: skip
+
+
+def made(seeds=3) -> list[dict]:
+    """SPL at three tau, one of them without its last seed; one row of the base policy."""
+    rows = [row("base", "base", 0, "base", numbers=1.5)]
+    for tau, entropy in BY_TAU.items():
+        for seed in range(seeds):
+            rows.append(row("spl", f"tau {tau:g}", seed, numbers=entropy + 0.01 * seed, tau=tau,
+                            alpha=0.1 * tau, beta=0.1))  # fmt: skip
+    return rows
+
+
+def spl(tau) -> dict:
+    return {"family": "spl", "tau": tau, "beta": 0.1}
+
+
+def a_test(kind="difference", metric="entropy", **more) -> dict:
+    """SPL at tau 2 against tau 1, unless told otherwise; None leaves a key out."""
+    test = {"kind": kind, "metric": metric, "a": spl(2), "b": spl(1), "expected": ">",
+            "threshold": 0, "why": "by hand", **more}  # fmt: skip
+    return {key: value for key, value in test.items() if value is not None}
+
+
+def a_claim(*tests, **more) -> dict:
+    return {"id": "one", "paper": "ours", "statement": "So it is.", "process": "verdict",
+            "rule": "Fixed.", "needs_seeds": 3, "tests": list(tests), **more}  # fmt: skip
+
+
+def judge(*tests, rows=None, **more) -> study_claims.Verdict:
+    (verdict,) = judge_claims(made() if rows is None else rows, [a_claim(*tests, **more)])
+    return verdict
+
+
+# ------------------------------------------------------------------------------------------------
+# one test
+
+
+@pytest.mark.parametrize(
+    ("expected", "low", "high", "outcome"),
+    [
+        (">", 0.1, 0.3, YES), (">", -0.3, -0.1, NO), (">", -0.1, 0.1, UNCLEAR),
+        (">", 0.0, 0.1, UNCLEAR), (">", 0.0, 0.0, UNCLEAR), ("<", -0.3, -0.1, YES),
+        ("<", 0.1, 0.3, NO), ("<", -0.1, 0.0, UNCLEAR), ("=", -0.5, 0.5, YES),
+        ("=", -0.6, 0.5, UNCLEAR), ("=", 0.6, 0.7, NO), ("=", -0.7, -0.6, NO),
+        (">", math.nan, math.nan, UNCLEAR), ("=", math.nan, math.nan, UNCLEAR),
+    ],
+)  # fmt: skip
+def test_outcomes(expected, low, high, outcome) -> None:
+    test = {"expected": expected, "threshold": 0, "margin": 0.5}
+    assert outcome_of(test, Interval(0.0, low, high)) == outcome
+
+
+def test_difference_by_hand() -> None:
+    """4 - 2 in every seed and problem: no noise at all."""
+    (found,) = judge(a_test()).tests
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert (found.outcome, found.over, found.seeds) == (YES, "seeds and problems", 3)
+    assert found.text == "entropy: spl tau 2 beta 0.1 minus spl tau 1 beta 0.1 > 0"
+    assert len(found.cells) == 6
+
+
+def test_other_kinds_by_hand() -> None:
+    """Entropies 1, 2, 4 at tau 0.5, 1, 2 (and 0.01 * seed); pass@1 is 1 and 1/4 everywhere."""
+    cases = [
+        (a_test("value", b=None), 4.01),
+        (a_test("ratio", b={"family": "base"}), 4.01 / 1.5),
+        (a_test("spearman", a={"family": "spl"}, b=None, x="tau"), 1),
+        (a_test("best", a={"family": "spl"}, b=[spl(0.5), spl(1)], x="tau"), math.log(2)),
+        (a_test("best", a=[spl(1), spl(2)], b=[spl(0.5), spl(1)], x="alpha"), math.log(2)),
+        (a_test("best", a=[spl(1), spl(2)], b=[spl(1), spl(2)], x="tau", metric_b="pass@1"),
+         math.log(2) / 2),
+        (a_test("samples", "pass@3/hard"), 1),
+        (a_test("matched", "pass@1", a=spl(1), b=[spl(0.5), spl(2)], at="entropy"), 0),
+        (a_test("matched", "tokens", a=spl(1), b=[spl(0.5), spl(2)], at="entropy"), 0),
+        (a_test("matched", "entropy", a=spl(1), b=[spl(0.5), spl(2)], at="entropy"), 0),
+    ]  # fmt: skip
+    for test, value in cases:
+        (found,) = judge(test).tests
+        assert found.value == pytest.approx(value, abs=1e-9), test
+
+
+def test_beyond_a_family_is_unclear() -> None:
+    (found,) = judge(
+        a_test("matched", "pass@1", b=[spl(0.5), spl(1)], at="entropy")
+    ).tests  # tau 2 has more entropy than either
+    assert (found.value, found.low, found.high, found.outcome) == (None, None, None, UNCLEAR)
+
+
+def test_a_scalar_is_over_seeds() -> None:
+    """0.9, 0.91, 0.92: mean 0.91, sd 0.01, t of two degrees 4.303."""
+    verdict = judge(a_test("value", "opinions:mass", b=None, threshold=0.8))
+    (found,) = verdict.tests
+    assert (found.value, found.over) == (pytest.approx(0.91), "seeds")
+    assert found.high - found.value == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=0.02)
+    assert "over seeds alone" in verdict.note
+
+
+def test_any_corrects_for_looks() -> None:
+    """Ours differ from theirs by 0.01, 0.02, 0.03: mean 0.02, sd / sqrt(3) = 0.00577.
+
+    One look has the t of 4.303 and a low end of -0.0048; two looks that of 6.205, and -0.0158.
+    """
+    rows = made()
+    for one in rows:
+        if one["setting"] in ("tau 0.5", "tau 2"):
+            entropy = 2 + 0.01 * one["seed"] + 0.01 * (one["seed"] + 1)
+            one["problems"]["entropy"] = [entropy, entropy - (one["setting"] == "tau 0.5")]
+    a = {"family": "spl", "beta": 0.1, "tau": [0.5, 2]}
+    (found,) = judge(a_test(a=a, any=True), rows=rows).tests
+    assert (found.value, found.outcome) == (pytest.approx(0.02), UNCLEAR)
+    assert found.confidence == 0.975 and found.text.endswith("(furthest: tau 2, 97.5% interval)")
+    assert found.low == pytest.approx(0.02 - 6.205 * 0.00577, rel=0.05)
+    (found,) = judge(a_test(a=a, any=True, threshold=-0.1), rows=rows).tests
+    assert found.outcome == YES
+    (found,) = judge(a_test(a=a, any=True, threshold=0.1), rows=rows).tests
+    assert found.outcome == NO and len(found.cells) == 9
+
+
+def test_any_says_no_only_of_all_that_it_names() -> None:
+    a = {"family": "spl", "beta": 0.1, "tau": [0.5, 7]}
+    (found,) = judge(a_test(a=a, any=True)).tests
+    assert (found.value, found.outcome) == (pytest.approx(-1), UNCLEAR)
+    (found,) = judge(a_test(a={**a, "tau": [6, 7]}, any=True)).tests
+    assert found.outcome == MISSING
+
+
+# ------------------------------------------------------------------------------------------------
+# a claim
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        ([YES, YES], HOLDS), ([YES, NO], IN_PART), ([YES, UNCLEAR], IN_PART),
+        ([NO, NO], CONTRADICTED), ([NO, UNCLEAR], CONTRADICTED), ([UNCLEAR, UNCLEAR], NOT_SEEN),
+        ([YES, MISSING], NOT_MEASURED), ([MISSING], NOT_MEASURED),
+    ],
+)  # fmt: skip
+def test_verdicts(outcomes, verdict) -> None:
+    assert decide(outcomes) == verdict
+
+
+def test_verdicts_of_rows() -> None:
+    more, less, scatter = a_test(), a_test(expected="<"), a_test(metric="pass@1")
+    assert judge(more).verdict == HOLDS
+    assert judge(more, less).verdict == IN_PART
+    assert judge(less).verdict == CONTRADICTED
+    assert judge(scatter).verdict == NOT_SEEN
+    found = judge(more, a_test(a=spl(4)))
+    assert found.verdict == NOT_MEASURED and [t.outcome for t in found.tests] == [YES, MISSING]
+    assert found.note == "missing: one setting of spl tau 4 beta 0.1, there are 0"
+
+
+def test_what_is_missing_is_named() -> None:
+    cases = {
+        "one setting of spl, there are 3": a_test(a={"family": "spl"}),
+        "2 settings or more of spl tau 1 beta 0.1, there are 1": a_test(
+            "matched", "pass@1", at="entropy"
+        ),
+        "pass@8 of verdict/spl/tau 2/0/test": a_test(metric="pass@8"),
+        "pass@8 of verdict/spl/tau 2/0/test ": a_test("samples", metric="pass@8"),
+        "t of verdict/spl/tau 0.5/0/test": a_test("spearman", a={"family": "spl"}, b=None, x="t"),
+    }
+    for note, test in cases.items():
+        assert judge(test).note == f"missing: {note.strip()}"
+    other = judge(a_test(), process="population")
+    assert other.verdict == NOT_MEASURED and other.seeds == 0 and not other.enough_seeds
+
+
+def test_seeds_that_all_have_count() -> None:
+    """Of tau 2 the last seed is missing: two are left, too few for a claim that needs three."""
+    rows = [one for one in made() if not (one["setting"] == "tau 2" and one["seed"] == 2)]
+    found = judge(a_test(), a_test(a=spl(0.5), expected="<"), rows=rows)
+    assert found.verdict == HOLDS and not found.enough_seeds
+    assert [test.seeds for test in found.tests] == [2, 3] and found.seeds == 2
+    assert found.note == "2 of the 3 seeds that a claim needs"
+    assert judge(a_test()).enough_seeds
+
+
+def test_one_seed_is_over_problems() -> None:
+    found = judge(a_test(), a_test("value", "opinions:mass", b=None), rows=made(seeds=1))
+    assert [test.over for test in found.tests] == ["problems", "nothing"]
+    assert (found.tests[1].value, found.tests[1].low, found.tests[1].outcome) == (
+        0.9,
+        None,
+        UNCLEAR,
+    )
+
+
+def test_runs_that_were_still_learning_are_counted() -> None:
+    """Of the train rows of tau 2 one is short; another rate and a policy not asked for are not."""
+    rows = [{**one, "learning_rate": 1e-4} for one in made()]
+    for seed, tau, plateau, rate in ((0, 2, False, 1e-4), (1, 2, True, 1e-4),
+                                     (2, 2, False, 3e-4), (0, 0.5, False, 1e-4)):  # fmt: skip
+        more = {"plateau": plateau, "learning_rate": rate}
+        rows.append(row("spl", f"tau {tau:g}", seed, "train", **more, tau=tau, beta=0.1))
+    found = judge(a_test(), rows=rows, needs_plateau=True)
+    assert found.note == "runs whose held-out loss was still falling: 1"
+    assert judge(a_test(), rows=rows).note == ""
+
+
+def test_the_base_policy_has_seen_no_labels() -> None:
+    """Measured once, for no process, it counts for each; one of its own goes first."""
+    rows = [{**one, "process": None} if one["kind"] == "base" else one for one in made()]
+    against = a_test(b={"family": "base"})
+    assert judge(against, rows=rows).tests[0].value == pytest.approx(4.01 - 1.5)
+    own = row("base", "base", 0, "base", numbers=3.0)
+    assert judge(against, rows=[*rows, own]).tests[0].value == pytest.approx(4.01 - 3)
+
+
+def test_nothing_to_divide_by_is_unclear() -> None:
+    rows = made()
+    for one in rows:
+        one["problems"]["correct"] = [0, 0]
+    (found,) = judge(a_test("ratio", "pass@1"), rows=rows).tests
+    assert (found.value, found.outcome) == (None, UNCLEAR)
+
+
+# ------------------------------------------------------------------------------------------------
+# claims.json
+
+
+def write(path, *claims) -> None:
+    path.write_text(json.dumps({"claims": claims}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"kind": "slope"}, "claim 1 .one., test 2: kind: expected one of value"),
+        ({"expected": ">="}, "expected: expected <, > or =, got '>='"),
+        ({"threshold": "0"}, "threshold: expected a number"),
+        ({"threshold": True}, "threshold: expected a number"),
+        ({"threshold": math.inf}, "Infinity is not a JSON value"),
+        ({"metric": "pass@0"}, "metric: expected pass@K"),
+        ({"why": None}, "expected why"),
+        ({"b": None}, "test 2: expected a `b` in a difference test"),
+        ({"x": "tau"}, "test 2: expected no `x` in a difference test"),
+        ({"expected": "="}, "test 2: expected a `margin` in a difference test"),
+        ({"margin": 1}, "test 2: expected no `margin` in a difference test"),
+        ({"kind": "matched"}, "test 2: expected a `at` in a matched test"),
+        ({"metric_b": "pass@1"}, "metric_b is for tests of best"),
+        ({"any": False}, "any: expected true"),
+        ({"any": True, "expected": "=", "margin": 1}, "any: expected true"),
+        ({"a": {"tau": 1}}, "a: expected family"),
+        ({"a": {"family": "spl", "taus": 1}}, "a: unknown taus"),
+        ({"a": {"family": "spl", "tau": "1"}}, "a: tau: expected numbers"),
+        ({"b": {"family": []}}, "b: family: expected texts"),
+        ({"b": "spl"}, "b: expected an object"),
+        ({"kind": "samples"}, "samples: expected pass@K"),
+        ({"note": "x"}, "unknown note"),
+    ],
+)
+def test_malformed_tests(tmp_path, test, message) -> None:
+    file = tmp_path / "claims.json"
+    write(file, a_claim(a_test(), a_test(**test)))
+    with pytest.raises(ValueError, match=f"claims.json: .*{message}"):
+        read_claims(file)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"paper": "DPO"}, "paper: expected SPL, H-DPO, ours, got 'DPO'"),
+        ({"needs_seeds": 0}, "needs_seeds: expected 1 or more"),
+        ({"needs_plateau": 1}, "needs_plateau: expected true or false"),
+        ({"tests": []}, "expected `tests`"),
+        ({"statement": 3}, "statement: expected a text"),
+        ({"verdict": "holds"}, "unknown verdict"),
+    ],
+)
+def test_malformed_claims(tmp_path, claim, message) -> None:
+    file = tmp_path / "claims.json"
+    write(file, a_claim(a_test()) | claim)
+    with pytest.raises(ValueError, match=f"claims.json: claim 1.*{message}"):
+        read_claims(file)
+
+
+def test_malformed_files(tmp_path) -> None:
+    file = tmp_path / "claims.json"
+    write(file, a_claim(a_test()), a_claim(a_test()))
+    with pytest.raises(ValueError, match="expected ids that differ, got one"):
+        read_claims(file)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="expected an object with `claims`"):
+        read_claims(file)
+    write(file, "SPL holds")
+    with pytest.raises(ValueError, match="claim 1: expected an object, got a text"):
+        read_claims(file)
+
+
+def test_the_claims_cover_both_papers() -> None:
+    claims = read_claims()
+    assert {claim["paper"] for claim in claims} == {"SPL", "H-DPO", "ours"}
+    assert all(claim["needs_seeds"] >= 5 for claim in claims)
+    assert {claim["process"] for claim in claims} == {"verdict", "population"}
+    theory = {"spl-proportional", "spl-majority", "spl-log-odds"}
+    for claim in claims:  # theory has an optimum for coins alone, and speaks of runs that reach it
+        if claim["id"] in theory:
+            assert claim["process"] == "population" and claim["needs_plateau"]
+
+
+def test_the_claims_are_judged_on_an_invented_study() -> None:
+    """Entropy grows with tau there, and opinions follow theory; it has no plan `temperature`."""
+    verdicts = {v.claim["id"]: v for v in judge_claims(example_rows(), read_claims())}
+    assert verdicts["spl-entropy-population"].verdict == HOLDS
+    assert verdicts["spl-entropy-population"].tests[0].value == 1
+    assert verdicts["spl-log-odds"].verdict == HOLDS
+    assert verdicts["hdpo-temperature"].verdict == NOT_MEASURED
+    measured = [v for v in verdicts.values() if v.verdict != NOT_MEASURED]
+    assert len(measured) > 25 and all(v.enough_seeds for v in measured)
+
+
+def test_a_small_study_is_not_measured_where_it_has_no_cells() -> None:
+    rows = example_rows(seeds=1, taus=(0.8, 1.0, 2.0), controls=False)
+    verdicts = {v.claim["id"]: v for v in judge_claims(rows, read_claims())}
+    assert verdicts["spl-pass-128"].verdict == NOT_MEASURED
+    assert "spl tau 1.1 beta 0.1" in verdicts["spl-pass-128"].note
+    assert verdicts["hdpo-pass-1"].verdict != NOT_MEASURED
+    assert not verdicts["hdpo-pass-1"].enough_seeds
+    assert judge_claims([], read_claims()[:1])[0].verdict == NOT_MEASURED
