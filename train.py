@@ -128,6 +128,9 @@ class TrainConfig:
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
     sft_weight: float = 0.0  # weight of the chosen completion's mean negative logp in the loss
     reference: str = "online"  # online: adapters disabled; cached: computed before the first step
+    reference_cache: str | None = (
+        None  # folder of what is cached, for runs to share
+    )
 
     lora_rank: int = 16  # 0 trains every parameter
     lora_alpha: float = 16.0  # the adapter's product is scaled by lora_alpha / lora_rank
@@ -247,6 +250,8 @@ def check_config(config: TrainConfig) -> None:
             "--lora_dropout must be 0 in preference training: policy and reference have to differ "
             "by the adapter alone"
         )
+    if config.reference_cache and config.reference != "cached":
+        raise ValueError("--reference_cache needs --reference cached")
     if config.lora_rank == 0 and not alone and config.reference == "online":
         raise ValueError(
             "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
@@ -407,8 +412,9 @@ def train(
     reference = eval_reference = None  # online: computed beside the policy, adapters disabled
     if config.reference == "cached":
         budget = config.micro_batch_tokens
+        folder = Path(config.reference_cache or out_dir / "reference")
         reference, eval_reference = (
-            cached_reference_logps(model, weights, some, batches, out_dir, device) if some else None
+            cached_reference_logps(model, weights, some, batches, folder, device) if some else None
             for some, batches in (
                 (some, epoch_batches(some, budget, rank, ranks)) for some in (pairs, eval_pairs)
             )

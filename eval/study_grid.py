@@ -288,7 +288,7 @@ def train_cells(
         train = ("train.py", "--model", model, "--data", f"{data}/train.jsonl", "--eval_data",
                  f"{data}/eval.jsonl", *method.flags, *process.train, "--learning_rate",
                  f"{labels['learning_rate']:g}", "--seed", str(seed), "--reference", "cached",
-                 "--sample_prompts", "0", "--keep", "1",
+                 "--reference_cache", f"{data}/reference", "--sample_prompts", "0", "--keep", "1",
                  "--out_dir", f"{folder}/train")  # fmt: skip
         commands = (train, validate(model, folder, "--adapter", f"{folder}/train"))
         cells.append(Cell(name, labels, commands, (pairs,), process.seconds + 10))

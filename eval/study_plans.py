@@ -162,7 +162,7 @@ VERDICT = Process(
     "verdict",
     "verdict",
     ("--pairs", "3"),
-    ("--batch_size", "16", "--eval_every", "30"),
+    ("--batch_size", "16", "--eval_every", "50"),
     3e-4,
     "validation:pass@1",
     40,

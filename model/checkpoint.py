@@ -451,7 +451,7 @@ def write_tensors(
 
     Raises OSError where it cannot be written.
     """
-    partial = file.with_name(file.name + ".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # runs may share a cache
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})

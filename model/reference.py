@@ -33,16 +33,16 @@ def cached_reference_logps(
     weights: str,
     pairs: Sequence[Any],
     batches: Iterable[Any],
-    out_dir: Path,
+    folder: Path,
     device: str,
 ) -> Tensor:
-    """(N, 2) chosen and rejected logps of every pair, read from out_dir/reference or made there.
+    """(N, 2) chosen and rejected logps of every pair, read from the folder or made there.
 
     weights: `hash_weights` of the model; batches: this rank's packed batches, those of all ranks
     hold each pair once.
     """
     key = reference_key(weights, pairs)
-    file = out_dir / "reference" / f"{key[:16]}.safetensors"
+    file = folder / f"{key[:16]}.safetensors"
     cached = read_cache(file, key, len(pairs)) if is_main() else None
     if any_rank(cached is not None):
         cached = sum_over_ranks(torch.zeros(len(pairs), 2) if cached is None else cached)

@@ -190,6 +190,16 @@ def test_cached_reference_equals_online(folder):
     assert len(list((folder / "b" / "reference").glob("*.safetensors"))) == 1  # the same pairs
 
 
+def test_runs_share_a_cache(folder, capsys):
+    pairs, cache = pairs_of(), folder / "cache"
+    for name in ("a", "b"):
+        options = {"reference": "cached", "reference_cache": str(cache), "max_steps": 1}
+        run(settings(folder, out_dir=str(folder / name), **options), pairs)
+    out = capsys.readouterr().out
+    assert "10 pairs cached in" in out and "10 pairs read from" in out
+    assert len(list(cache.iterdir())) == 1 and not (folder / "a" / "reference").exists()
+
+
 def test_cache_is_read_again_and_never_trusted_on_a_mismatch(folder, capsys):
     pairs = pairs_of()
     config = settings(folder, reference="cached", max_steps=1)
@@ -466,6 +476,7 @@ def test_learning_rates_by_hand():
         ("--lora_dropout 0.1", "--lora_dropout must be 0 in preference training"),
         ("--label_smoothing 0.5", r"--label_smoothing expects a share in \[0, 0.5\)"),
         ("--objective sft --label_noise 0.1", "--label_noise has no meaning for --objective sft"),
+        ("--reference_cache runs/cache", "--reference_cache needs --reference cached"),
         ("--objective sft --reference cached", "--reference has no meaning for --objective sft"),
         ("--objective sft --lora_rank 0 --lora_dropout 0.1", "no meaning with --lora_rank 0"),
         ("--seed 9223372036854775808", "--seed expects less than 2"),
