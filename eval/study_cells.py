@@ -17,13 +17,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.rows import read_rows
+from model.resumable import settings_file
 from model.run import write_text
+from model.sampling import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
@@ -43,7 +47,7 @@ class Cell:
     labels: Mapping  # kind, process, family, setting, seed, ...: stand in its row
     commands: tuple[tuple[str, ...], ...]  # words behind `python`
     needs: tuple[str, ...] = ()  # names of cells whose files it reads
-    seconds: float = 10.0  # expected, on one core
+    seconds: float = 10.0  # expected, of one worker
 
 
 class CellFailed(RuntimeError):
@@ -86,7 +90,7 @@ def run_command(
 ) -> None:
     words = [sys.executable, *go_on(command)]
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER}
-    environment["OMP_NUM_THREADS"] = str(threads)
+    environment |= {"OMP_NUM_THREADS": str(threads)} | own_gpu()
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(('python', *command))}\n")
         log.flush()
@@ -102,6 +106,15 @@ def run_command(
         raise CellFailed(
             f"{shlex.join(command)} ended with {code}; {folder}/log.txt ends with:\n{last}"
         )
+
+
+def own_gpu() -> dict[str, str]:
+    """What shows a command one GPU alone: under torchrun that of the rank, where it has one."""
+    rank, count = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+    if rank is None or not count:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[int(rank) % count]}
 
 
 def go_on(command: Sequence[str]) -> list[str]:
@@ -184,12 +197,17 @@ def collect(folder: Path) -> dict:
     if (folder / "arithmetic" / "items.jsonl").is_file() and samples.is_file():
         items = [item for _, item in read_rows(folder / "arithmetic" / "items.jsonl")]
         drawn = [sample for _, sample in read_rows(samples)]
-        row["problems"] = describe_problems(items, drawn)
+        settings = json.loads(settings_file(samples).read_text(encoding="utf-8"))
+        plain = settings.get("sampling") == asdict(PLAIN)
+        row["problems"] = describe_problems(items, drawn, plain)
         values = json.loads((folder / "arithmetic" / "values.json").read_text(encoding="utf-8"))
         row["problems"]["brier"] = values["brier"]
         row["samples"] = choose_samples(items, drawn)
         reliability = folder / "arithmetic" / "reliability.json"
         row["reliability"] = json.loads(reliability.read_text(encoding="utf-8"))
+    elif (folder / "diversity" / "summary.json").is_file():
+        some = [sample for _, sample in islice(read_rows(samples), SHOWN)]
+        row["samples"] = [show_sample(sample) for sample in some]
     if (folder / "opinions" / "items.jsonl").is_file():
         row["opinions"] = [item for _, item in read_rows(folder / "opinions" / "items.jsonl")]
     return rounded(row)
@@ -238,8 +256,12 @@ def on_plateau(curves: Mapping[str, Sequence[float]]) -> bool:
     return bool(fall > 0 and middle - losses[-1] <= FLAT * fall)
 
 
-def describe_problems(items: Sequence[Mapping], drawn: Sequence[Mapping]) -> dict:
-    """For each problem how many completions are right, valid, different, ...; see `eval.report`."""
+def describe_problems(items: Sequence[Mapping], drawn: Sequence[Mapping], plain: bool) -> dict:
+    """For each problem how many completions are right, valid, different, ..., and -log pi, in nats.
+
+    That is the policy's entropy where `plain` draws of it are measured, and else its cross-entropy
+    with what was drawn.
+    """
     problems = {
         "difficulty": [item.get("difficulty") for item in items],
         "n": min(len(item["correct"]) for item in items),
@@ -249,8 +271,8 @@ def describe_problems(items: Sequence[Mapping], drawn: Sequence[Mapping]) -> dic
     for name in ("distinct", "distinct_correct", "majority"):
         problems[name] = [item[name] for item in items]
     problems["tokens"] = [float(np.mean(row["tokens"])) for row in drawn]
-    if "logps" in drawn[0]:
-        problems["entropy"] = [-float(np.mean(row["logps"])) for row in drawn]
+    name = "entropy" if plain else "cross_entropy"
+    problems[name] = [-float(np.mean(row["logps"])) for row in drawn]
     return problems
 
 
@@ -270,6 +292,15 @@ def choose_samples(items: Sequence[Mapping], drawn: Sequence[Mapping]) -> list[d
             chosen.append({"prompt": row["prompt"], "difficulty": difficulty,
                            "completions": row["completions"][:SHOWN]})  # fmt: skip
     return chosen
+
+
+def show_sample(row: Mapping) -> dict:
+    """A prompt as one text, with names of roles where it has several turns; its completions."""
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        turns = [f"{turn['role']}: {turn['content']}" for turn in prompt]
+        prompt = "\n\n".join(turns) if len(turns) > 1 else prompt[0]["content"]
+    return {"prompt": prompt, "completions": row["completions"][:SHOWN]}
 
 
 def rounded(value):

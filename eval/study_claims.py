@@ -54,6 +54,7 @@ from eval.study_statistics import (
     interval,
     matched_numbers,
     mean_numbers,
+    process_rows,
     rank_numbers,
     read_values,
     samples_share,
@@ -221,7 +222,7 @@ def judge_claims(rows: Sequence[Row], claims: Sequence[dict]) -> list[Verdict]:
 
 
 def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
-    own = rows_of(rows, claim["process"])
+    own = process_rows(rows, claim["process"])
     tests = [run_test(own, test) for test in claim["tests"]]
     cells = sorted({cell for test in tests for cell in test.cells})
     seeds = min((test.seeds for test in tests if test.outcome != MISSING), default=0)
@@ -234,13 +235,6 @@ def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
         notes.append(f"{seeds} of the {claim['needs_seeds']} seeds that a claim needs")
     verdict, enough = decide([test.outcome for test in tests]), seeds >= claim["needs_seeds"]
     return Verdict(claim, verdict, tests, cells, "; ".join(notes), seeds, enough)
-
-
-def rows_of(rows: Sequence[Row], process: str) -> list[Row]:
-    """Its rows, with those of the base policy, which has seen no labels, from wherever they are."""
-    own = [row for row in rows if row.get("process") == process]
-    found = any(row["kind"] == "base" for row in own)
-    return own if found else own + [row for row in rows if row["kind"] == "base"]
 
 
 def decide(outcomes: Sequence[str]) -> str:

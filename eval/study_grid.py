@@ -185,8 +185,8 @@ def base_cell(grid: Grid, source: str, model: str, out: Path) -> Cell:
     """The reference itself."""
     name = base_name(grid)
     folder = folder_of(out, name)
-    labels = {"kind": "base", "family": "base", "setting": grid.process.source.name, "tau": None,
-              "alpha": None, "beta": None, "seed": 0}  # fmt: skip
+    labels = {"kind": "base", "source": grid.process.source.name, "family": "base",
+              "setting": "base", "tau": None, "alpha": None, "beta": None, "seed": 0}  # fmt: skip
     samples = draw(model, problems_of(grid, out), f"{folder}/samples.jsonl", "--n", str(grid.n),
                    "--seed", "1000")  # fmt: skip
     commands = (
@@ -305,6 +305,7 @@ def labels_of(kind: str, process: Process, method: Method, rate: float, seed: in
     return {
         "kind": kind,
         "process": process.name,
+        "source": process.source.name,
         "family": method.family,
         "setting": method.setting,
         "tau": method.tau,

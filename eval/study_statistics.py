@@ -56,6 +56,25 @@ class Interval(NamedTuple):
 # rows -> settings
 
 
+def process_rows(rows: Sequence[Row], process: str) -> list[Row]:
+    """Its reference's rows, then its own.
+
+    The reference has seen no labels, and processes share its rows. A study may have several: those
+    of this process have its source, and as many problems and completions as its policies.
+    """
+    own = [row for row in rows if row.get("process") == process]
+    alike = {shape_of(row) for row in own if row["kind"] in MEASURED}
+    sources = {row.get("source") for row in own if row["kind"] in MEASURED}
+    base = [row for row in rows if row["kind"] == "base" and row.get("process") is None]
+    return [row for row in base if shape_of(row) in alike and row.get("source") in sources] + own
+
+
+def shape_of(row: Row) -> tuple[int, int] | None:
+    """How many problems a policy was measured on, and by how many completions of each."""
+    problems = row.get("problems")
+    return (len(problems["correct"]), problems["n"]) if problems else None
+
+
 def find_settings(rows: Sequence[Row], selector: Selector) -> list[Setting]:
     """The measured settings that a selector, or any of several, names, in the order of the rows.
 

@@ -6,6 +6,7 @@ python -m pytest tests/test_study_cells.py
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -23,6 +24,7 @@ from eval.study_cells import (
     rounded,
     run_cell,
 )
+from model.sampling import PLAIN, Sampling
 
 
 def ignore(process):
@@ -144,6 +146,8 @@ def test_what_a_folder_says(tmp_path):
     ]  # fmt: skip
     write_lines(tmp_path / "arithmetic" / "items.jsonl", items)
     write_lines(tmp_path / "samples.jsonl", drawn)
+    settings = tmp_path / "samples.jsonl.settings.json"
+    settings.write_text(json.dumps({"sampling": asdict(PLAIN)}))
     write_lines(tmp_path / "opinions" / "items.jsonl", [{"prompt": "q", "p": 0.123456789}])
     (tmp_path / "arithmetic" / "values.json").write_text('{"brier": [0.5, 1, 1, 1, 1]}')
     (tmp_path / "arithmetic" / "reliability.json").write_text('[{"count": 5}]')
@@ -165,6 +169,9 @@ def test_what_a_folder_says(tmp_path):
     assert problems["difficulty"] == ["easy", "hard", "easy", "easy", "easy"]
     assert [one["prompt"] for one in row["samples"]] == ["p0", "p1", "p2", "p3"]  # 3 easy, 1 hard
     assert row["opinions"] == [{"prompt": "q", "p": 0.12346}]
+    settings.write_text(json.dumps({"sampling": asdict(Sampling(1.2))}))
+    heated = collect(tmp_path)["problems"]  # -log pi of draws that are not the policy's own
+    assert heated["cross_entropy"] == [3.0] * 5 and "entropy" not in heated
     assert row["reliability"] == [{"count": 5}] and "curves" not in row
 
 
