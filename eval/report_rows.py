@@ -34,6 +34,12 @@ REQUIRED = {"process": str, "family": str, "setting": str, "seed": int}
 SPL, BASE = "spl", "base"
 TEMPERATURE = "spl, token temperature"  # settings "tau 2, t 0.7"
 KL = "kl"  # of the policy and the reference, made of two metrics of eval.diversity
+OF_PROMPTS = {  # where a row has completions of prompts that are no problems
+    "entropy": "diversity:entropy/sequence",
+    "entropy/token": "diversity:entropy/token",
+    "tokens": "diversity:tokens",
+    "unique": "diversity:input/unique",
+}
 FAMILIES = {  # Okabe and Ito's colours and a brown, lighter ones on dark paper
     SPL: ("#0072B2", "#56B4E9"),
     "dpo with beta'": ("#E69F00", "#F0BE4E"),
@@ -193,7 +199,9 @@ def values(row: Row, name: str) -> np.ndarray | None:
     if name.startswith("entropy") and row["kind"] == "decode":
         return None
     if ":" not in name and name != KL and not row.get("problems"):
-        return None
+        name = OF_PROMPTS.get(name, name)
+        if ":" not in name:
+            return None
     if name == KL:
         cross, own = (values(row, f"diversity:{side}/sequence")
                       for side in ("reference_cross_entropy", "entropy"))  # fmt: skip

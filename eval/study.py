@@ -1,15 +1,19 @@
-r"""Both papers' claims on a laptop: one command trains and measures a grid, and writes its report.
+r"""Both papers' claims, on a laptop or a real checkpoint: one command trains and measures a grid.
 
     python -m eval.study --plan quick --out runs/quick
     torchrun --nproc_per_node=8 -m eval.study --plan full --out runs/full
     python -m eval.study --plan full --out runs/full --dry_run
+    python -m eval.study --plan small --model smollm2 --data hh/helpful.jsonl.gz --out runs/small
+    torchrun --nproc_per_node=8 -m eval.study --plan h_dpo --model mistral-7b-sft-beta \
+        --data ultrafeedback.jsonl --benchmarks gsm8k=gsm8k.jsonl ifeval=ifeval.jsonl
 
-The plans are in eval/study_plans.py; a cell of the grid is a few commands of this project, which
-its row in OUT/results.jsonl lists; OUT/work has their files and logs. What is there already is not
-run again: the same command goes on where it was stopped, also on another machine that has only
-OUT/results.jsonl (a policy that is missing is then trained again when something has to be measured
-of it). Workers share the cells: --workers of each process, under torchrun of every rank. A cell
-that fails is left out, and the end says why.
+The plans are in eval/study_plans.py, those on a real checkpoint in eval/study_models.py, each with
+its sources: what a paper says, what fills a gap. A cell of the grid is a few commands of this
+project, which its row in OUT/results.jsonl lists; OUT/work has their files and logs. What is there
+already is not run again: the same command goes on where it was stopped, also on another machine
+that has only OUT/results.jsonl (a policy that is missing is then trained again when something has
+to be measured of it). Workers share the cells: --workers of each process, under torchrun of every
+rank, on the rank's GPU where it has one. A cell that fails is left out, and the end says why.
 
 OUT/report.html is the report; `python -m eval.report` makes it again.
 """
@@ -23,10 +27,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
 
+from data.tokenizer import read_json
+from eval import study_grid, study_models_grid
+from eval.report import write_report
 from eval.study_cells import (
     Cell,
     CellFailed,
@@ -37,8 +45,10 @@ from eval.study_cells import (
     run_cell,
     write_study,
 )
-from eval.study_grid import count_cells, next_cells
+from eval.study_models import MODEL_PLANS
+from eval.study_models_grid import ModelStudy, plan_study
 from eval.study_plans import PLANS, Plan
+from eval.study_statistics import MEASURED
 from model import parallel
 from model.config import parse_config
 from model.run import git_commit, run_main
@@ -49,18 +59,28 @@ PAUSE = 1.0  # seconds until a worker that found nothing to do looks again
 
 @dataclass(frozen=True)
 class StudyConfig:
-    plan: str = "quick"  # one of the plans: quick, full, ...
-    workers: int | None = None  # cells at a time, in this process; none: one for each core
-    threads: int = 1  # of each worker's commands
+    plan: str = "quick"  # one of the plans: quick, full, ..., small, spl_chat, spl_maths, h_dpo
+    model: str | None = None  # folder of a real checkpoint, for the plans from small on
+    data: tuple[str, ...] = ()  # and its preference pairs: files or folders, as train.py takes them
+    benchmarks: tuple[str, ...] = ()  # NAME=FILE or NAME.FLAG=FILE, of those that the plan knows
+    allow_code_execution: bool = False  # run what the model writes for humaneval
+    workers: int | None = None  # cells at a time, here; none: one a core; with --model 1
+    threads: int | None = None  # of each worker's commands; none: 1; with --model all cores
     dry_run: bool = False  # print the cells, their commands and the expected hours; then stop
     out: str | None = None  # folder for the results; none: runs/study-<plan>
 
 
 def main() -> None:
     config = parse_config(StudyConfig)
-    plan = check_config(config)
+    check_config(config)
+    cores = max(1, (os.cpu_count() or 1) // parallel.world_size())
+    real = config.plan in MODEL_PLANS
+    workers = config.workers or (1 if real else cores)
+    threads = config.threads or (max(1, cores // workers) if real else 1)
+    plan = choose_plan(config, threads)
     out = Path(config.out or f"runs/study-{plan.name}")
-    workers = config.workers or max(1, (os.cpu_count() or 1) // parallel.world_size())
+    about = describe(plan, config)
+    refuse_other(out, about)
     rows = read_study(out)
     if parallel.is_main():
         print_expected(plan, rows, workers * parallel.world_size(), out)
@@ -69,23 +89,69 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     if parallel.is_main():
-        write_study(out, describe(plan, config))
-    study = Study(plan, out, config.threads)
+        write_study(out, about)
+    study = Study(plan, out, threads)
     study.run(workers)
     if not parallel.is_main():
         return
-    print(f"{len(read_study(out))} cells are in {out}/results.jsonl")
+    rows = read_study(out)
+    print(f"{len(rows)} cells are in {out}/results.jsonl")
+    if any(row["kind"] in MEASURED for row in rows):
+        write_report([str(out)], str(out / "report.html"))
     if study.failed:
         raise ValueError("\n\n".join(f"{n} failed: {why}" for n, why in study.failed.items()))
 
 
-def check_config(config: StudyConfig) -> Plan:
-    if config.plan not in PLANS:
-        raise ValueError(f"--plan expects one of {', '.join(PLANS)}, got {config.plan!r}")
+def check_config(config: StudyConfig) -> None:
+    """ValueError for flags out of range, or without a meaning for the plan."""
+    known = [*PLANS, *MODEL_PLANS]
+    if config.plan not in known:
+        raise ValueError(f"--plan expects one of {', '.join(known)}, got {config.plan!r}")
+    for flag in ("model", "data", "benchmarks", "allow_code_execution"):
+        if getattr(config, flag) and config.plan in PLANS:
+            raise ValueError(
+                f"--{flag} is for --plan {', '.join(MODEL_PLANS)}; {config.plan} studies the "
+                "embedded model"
+            )
     for flag in ("workers", "threads"):
         if (value := getattr(config, flag)) is not None and value < 1:
             raise ValueError(f"--{flag} expects 1 or more, got {value}")
-    return PLANS[config.plan]
+
+
+def choose_plan(config: StudyConfig, threads: int) -> Plan | ModelStudy:
+    if config.plan in PLANS:
+        return PLANS[config.plan]
+    asked = (config.plan, config.model, config.data, config.benchmarks)
+    return plan_study(*asked, config.allow_code_execution, threads)
+
+
+def refuse_other(out: Path, about: Mapping) -> None:
+    """ValueError for a folder with another study: its cells may have the same names."""
+    file = out / "study.json"
+    before = read_json(file) if file.is_file() else about
+    for key in ("plan", "model", "data"):
+        if before.get(key) != about.get(key):
+            raise ValueError(
+                f"--out {out} holds a study with {key} {before.get(key)}, not {about.get(key)}; "
+                "pass another folder"
+            )
+
+
+# ------------------------------------------------------------------------------------------------
+# cells
+
+
+def next_cells(plan: Plan | ModelStudy, rows: Sequence[Mapping], out: Path) -> list[Cell]:
+    return grid_of(plan).next_cells(plan, rows, out)
+
+
+def count_cells(plan: Plan | ModelStudy) -> dict[str, int]:
+    return grid_of(plan).count_cells(plan)
+
+
+def grid_of(plan: Plan | ModelStudy) -> ModuleType:
+    """What makes cells of the plan."""
+    return study_grid if isinstance(plan, Plan) else study_models_grid
 
 
 # ------------------------------------------------------------------------------------------------
@@ -95,7 +161,7 @@ def check_config(config: StudyConfig) -> Plan:
 class Study:
     """Workers that take one cell after another until all are done, failed, or it is stopped."""
 
-    def __init__(self, plan: Plan, out: Path, threads: int) -> None:
+    def __init__(self, plan: Plan | ModelStudy, out: Path, threads: int) -> None:
         self.plan, self.out, self.threads = plan, out, threads
         self.lock = threading.Lock()
         self.processes: dict[int, subprocess.Popen] = {}  # by worker
@@ -111,7 +177,8 @@ class Study:
             thread.start()
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)  # a signal is handled between
+                thread.join(0.5)  # a signal is handled between
+                self.show()
         for number, handler in previous.items():
             signal.signal(number, handler)
         self.bar.close()
@@ -131,7 +198,7 @@ class Study:
             rows = read_study(self.out)
             done = {row["cell"] for row in rows}
             cells = next_cells(self.plan, rows, self.out)
-            self.show(cells, done)
+            self.count(cells, done)
             waiting = [c for c in cells if c.name not in done and not self.hopeless(c)]
             ready = [c for c in waiting if done.issuperset(c.needs)]
             if not any(self.take(cell, {c.name: c for c in cells}, worker) for cell in ready):
@@ -181,24 +248,31 @@ class Study:
 
         return run_cell(self.out, cell, self.threads, watch)
 
-    def show(self, cells: Sequence[Cell], done: set[str]) -> None:
-        with self.lock:
-            self.bar.total = sum(count_cells(self.plan).values())
-            self.bar.n = sum(cell.name in done for cell in cells)
-            failed = f", {len(self.failed)} failed" if self.failed else ""
-            self.bar.set_postfix_str(f"{len(self.running)} running{failed}")
+    def count(self, cells: Sequence[Cell], done: set[str]) -> None:
+        """All workers' cells, those of other processes too."""
+        self.bar.total = sum(count_cells(self.plan).values())
+        self.bar.n = sum(cell.name in done for cell in cells)
+
+    def show(self) -> None:
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        text = f"{len(self.running)} running{failed}"
+        if self.bar.postfix != text:
+            self.bar.set_postfix_str(text)
 
 
 # ------------------------------------------------------------------------------------------------
 # what is told
 
 
-def describe(plan: Plan, config: StudyConfig) -> dict:
+def describe(plan: Plan | ModelStudy, config: StudyConfig) -> dict:
+    if isinstance(plan, Plan):
+        more = {"grids": [asdict(grid) for grid in plan.grids]}
+    else:
+        more = study_models_grid.describe(plan)
     return {
         "plan": plan.name,
         "about": plan.about,
         "settings": asdict(config),
-        "grids": [asdict(grid) for grid in plan.grids],
         "cells": count_cells(plan),
         "environment": {
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -206,18 +280,24 @@ def describe(plan: Plan, config: StudyConfig) -> dict:
             "torch": torch.__version__,
             "commit": git_commit(),
         },
-    }
+    } | more
 
 
-def print_expected(plan: Plan, rows: Sequence[Mapping], workers: int, out: Path) -> None:
+def print_expected(
+    plan: Plan | ModelStudy, rows: Sequence[Mapping], workers: int, out: Path
+) -> None:
     hours = expected_seconds(plan, rows, out) / workers / 3600
     counts = ", ".join(f"{count} {kind}" for kind, count in count_cells(plan).items())
     print(f"plan {plan.name}: {plan.about}; {counts}; {len(rows)} cells are done")
-    print(f"about {hours:.1f} hours to go with {workers} workers")
+    speed = "" if isinstance(plan, Plan) else f" at {plan.flops:.0e} FLOP/s"
+    print(f"about {hours:.1f} hours to go with {workers} workers{speed}")
 
 
-def expected_seconds(plan: Plan, rows: Sequence[Mapping], out: Path) -> float:
-    """Of the missing cells, on one core; those not named yet take the mean of their kind."""
+def expected_seconds(plan: Plan | ModelStudy, rows: Sequence[Mapping], out: Path) -> float:
+    """Of the missing cells, by one worker; those not named yet take the mean of their kind.
+
+    Where none of a kind is named, it takes as long as the measurement of the reference.
+    """
     done = {row["cell"] for row in rows}
     cells = next_cells(plan, rows, out)
     by_kind: dict[str, list[Cell]] = {}
@@ -226,13 +306,14 @@ def expected_seconds(plan: Plan, rows: Sequence[Mapping], out: Path) -> float:
     seconds = 0.0
     for kind, count in count_cells(plan).items():
         known = by_kind.get(kind, [])
-        mean = sum(c.seconds for c in known) / len(known) if known else USUAL
+        like = known or by_kind.get("base", [])
+        mean = sum(c.seconds for c in like) / len(like) if like else USUAL
         seconds += sum(c.seconds for c in known if c.name not in done)
         seconds += mean * max(0, count - len(known))
     return seconds
 
 
-def print_cells(plan: Plan, rows: Sequence[Mapping], out: Path) -> None:
+def print_cells(plan: Plan | ModelStudy, rows: Sequence[Mapping], out: Path) -> None:
     done = {row["cell"] for row in rows}
     for cell in next_cells(plan, rows, out):
         print(f"\n{cell.name}{' (done)' if cell.name in done else ''}")

@@ -19,6 +19,7 @@ from eval.study_cells import (
     folder_of,
     go_on,
     on_plateau,
+    own_gpu,
     read_curves,
     read_study,
     rounded,
@@ -63,6 +64,20 @@ def test_commands_do_not_think_that_they_are_ranks(tmp_path, monkeypatch):
     text = "import os; print(os.environ.get('RANK'), os.environ['OMP_NUM_THREADS'])"
     run_cell(tmp_path, Cell("c", {}, (("-c", text),)), 3, ignore)
     assert "None 3" in (folder_of(tmp_path, "c") / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rank", "seen", "gpus", "own"),
+    [(None, None, 8, None), ("3", None, 0, None), ("3", None, 8, "3"), ("1", "4,6", 2, "6"),
+     ("9", None, 8, "1")],
+)  # fmt: skip
+def test_under_torchrun_each_rank_has_its_gpu(rank, seen, gpus, own, monkeypatch):
+    for name, value in (("LOCAL_RANK", rank), ("CUDA_VISIBLE_DEVICES", seen)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert own_gpu() == ({} if own is None else {"CUDA_VISIBLE_DEVICES": own})
 
 
 def test_a_stopped_training_goes_on_and_one_without_a_checkpoint_begins_anew(tmp_path):
@@ -173,6 +188,19 @@ def test_what_a_folder_says(tmp_path):
     heated = collect(tmp_path)["problems"]  # -log pi of draws that are not the policy's own
     assert heated["cross_entropy"] == [3.0] * 5 and "entropy" not in heated
     assert row["reliability"] == [{"count": 5}] and "curves" not in row
+
+
+def test_completions_of_prompts_that_are_no_problems(tmp_path):
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    prompts = ["x", *([{"role": r, "content": c} for r, c in turns[:n]] for n in (1, 3, 1))]
+    write_lines(tmp_path / "samples.jsonl", [{"prompt": p, "completions": list("pqrs")}
+                                             for p in prompts])  # fmt: skip
+    (tmp_path / "diversity").mkdir()
+    (tmp_path / "diversity" / "summary.json").write_text('{"metrics": {}}')
+    row = collect(tmp_path)
+    shown = ("x", "a", "user: a\n\nassistant: b\n\nuser: c")
+    assert row["samples"] == [{"prompt": p, "completions": ["p", "q", "r"]} for p in shown]
+    assert "problems" not in row
 
 
 def test_numbers_are_rounded_and_nothing_else_is():

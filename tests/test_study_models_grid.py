@@ -1,0 +1,239 @@
+"""Cells of a plan on a real checkpoint: names, flags, expected hours, mistakes, and one real run.
+
+python -m pytest tests/test_study_models_grid.py
+"""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.prompts import read_prompts
+from eval import study
+from eval.study_cells import read_study
+from eval.study_models import MODEL_PLANS
+from eval.study_models_grid import (
+    GPU_FLOPS,
+    count_cells,
+    data_name,
+    next_cells,
+    plan_study,
+    seconds_for,
+)
+from eval.study_plans import drawn, spl
+from tests.conftest import ROOT
+from tests.test_readme import flags_of
+
+TINY = ROOT / "data" / "tiny"
+OUT = Path("runs/x")
+FILES = {
+    "small": (),
+    "spl_chat": (),
+    "spl_maths": ("gsm8k", "gsm8k.split", "math_problems"),
+    "h_dpo": ("gsm8k", "humaneval", "mmlu_pro", "mmlu_pro.validation", "ifeval"),
+}
+
+
+@pytest.fixture(params=MODEL_PLANS)
+def planned(request, stories_dir):
+    """Each plan on stories260k, with all of its benchmarks."""
+    words = [f"{name}={TINY}/heldout.jsonl" for name in FILES[request.param]]
+    data = (str(TINY / "eval.jsonl"), str(TINY / "train.jsonl"))
+    return plan_study(request.param, str(stories_dir), data, words, True, 1)
+
+
+def trained(planned, loss=lambda rate: rate):
+    """Rows of all trainings; their last held-out loss by rate."""
+    grid = planned.grid
+    cells = []
+    while True:
+        rows = [
+            {"cell": c.name, "curves": {"eval/loss": [9.0, loss(c.labels["rate"])]}} for c in cells
+        ]
+        more = [c for c in next_cells(planned, rows, OUT) if c.labels["kind"] == "train"]
+        if len(more) == len(cells):
+            assert len(rows) == len(grid.methods) * (len(grid.rates) + grid.seeds - 1)
+            return rows
+        cells = more
+
+
+def test_every_need_stands_before_and_the_count_is_right(planned):
+    cells = next_cells(planned, trained(planned), OUT)
+    seen = set()
+    for cell in cells:
+        assert seen.issuperset(cell.needs) and cell.name not in seen
+        seen.add(cell.name)
+    assert Counter(cell.labels["kind"] for cell in cells) == count_cells(planned)
+
+
+def test_every_flag_of_every_command_exists_and_comes_once(planned):
+    commands = [c for cell in next_cells(planned, trained(planned), OUT) for c in cell.commands]
+    scripts = set()
+    for command in commands:
+        script = command[1] if command[0] == "-m" else command[0]
+        given = [word[2:] for word in command if word.startswith("--")]
+        assert set(given) <= flags_of(script) and len(set(given)) == len(given), command
+        scripts.add(script)
+    tasks = {f"eval.{name}" for name in FILES[planned.name] if "." not in name}
+    assert scripts == {"data.split", "train.py", "sample.py", "eval.diversity"} | tasks
+
+
+def test_the_rate_of_least_held_out_loss_goes_on_to_other_seeds_and_tests():
+    chat = plan_study("spl_chat", str(TINY), (str(TINY / "eval.jsonl"),), (), False, 1)
+    cells = next_cells(chat, trained(chat, lambda rate: abs(rate - 3)), OUT)
+    rates = {c.labels["rate"] for c in cells if c.labels.get("seed") or c.labels["kind"] == "test"}
+    assert rates == {3.0}
+    test = next(c for c in cells if c.name == "eval/spl/tau 11/rate 3/seed 2/test")
+    assert test.needs == ("eval/spl/tau 11/rate 3/seed 2/train",)
+    assert (test.labels["alpha"], test.labels["beta"], test.labels["learning_rate"]) == (
+        1.1, 0.1, 1.5e-5,
+    )  # fmt: skip
+    control = next(c for c in cells if c.name == "eval/dpo, min-p/m 0.1/seed 1")
+    assert control.needs == ("eval/spl/tau 1/rate 3/seed 1/train",)
+    assert control.labels["kind"] == "decode" and control.labels["tau"] is None
+    draw = control.commands[0]
+    assert draw[draw.index("--min_p") + 1] == "0.1" and draw[draw.index("--seed") + 1] == "1001"
+
+
+def test_all_trainings_share_one_split_and_one_reference_cache(planned):
+    cells = next_cells(planned, trained(planned), OUT)
+    trainings = [dict(zip(c.commands[0][1::2], c.commands[0][2::2], strict=True))
+                 for c in cells if c.labels["kind"] == "train"]  # fmt: skip
+    for flag in ("--data", "--eval_data", "--reference_cache"):
+        assert len({training[flag] for training in trainings}) == 1
+    assert len({training["--out_dir"] for training in trainings}) == len(trainings)
+
+
+def test_expected_seconds_by_hand():
+    """7.24e9 parameters and two products each: 10,000 tokens read take 1.448e14 FLOP; drawn on a
+    CPU twice, on a GPU 20 times as long."""
+    small = plan_study("small", str(TINY), (str(TINY / "eval.jsonl"),), (), False, 2)
+    assert small.flops == 1e11 or small.device == "cuda"
+    cpu = replace(small, parameters=7_240_000_000, device="cpu", flops=5e10)
+    gpu = replace(cpu, device="cuda", flops=GPU_FLOPS)
+    assert seconds_for(cpu, 10_000) == pytest.approx(2896)
+    assert seconds_for(cpu, 0, 10_000) == pytest.approx(5792)
+    assert seconds_for(gpu, 10_000, 10_000) == pytest.approx(0.724 * 21)
+    train = next(c for c in next_cells(cpu, [], OUT) if c.labels["kind"] == "train")
+    # 480 pairs forward and back, 4 evaluations of 40: 1120 pairs of 240 tokens
+    assert train.seconds == pytest.approx(1120 * 240 * 2 * 7.24e9 / 5e10)
+
+
+def test_the_data_has_a_name():
+    assert data_name(["hh/helpful.jsonl.gz"]) == "helpful"
+    assert data_name(["hh/a/test.jsonl.gz", "hh/b/test.jsonl.gz"]) == "hh"
+    assert data_name(["/a.jsonl", "/b.jsonl"]) == "pairs"  # the root has no name
+
+
+# ------------------------------------------------------------------------------------------------
+# the command
+
+
+def run(monkeypatch, *flags) -> None:
+    monkeypatch.setattr(sys, "argv", ["study", *map(str, flags)])
+    study.main()
+
+
+@pytest.mark.parametrize("name", MODEL_PLANS)
+def test_a_dry_run_reads_no_weights_and_writes_nothing(name, tmp_path, monkeypatch, capsys):
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    shutil.copy(TINY / "config.json", model)  # and nothing else
+    flags = ("--plan", name, "--model", model, "--data", TINY / "eval.jsonl", "--out", out)
+    run(monkeypatch, *flags, "--dry_run")
+    said = capsys.readouterr().out
+    assert said.startswith(f"plan {name}: ") and "hours to go with 1 workers at " in said
+    plan = MODEL_PLANS[name]
+    one = len(plan.rates) == 1  # else the seeds and the tests wait for the choice of a rate
+    trainings = len(plan.methods) * (plan.seeds if one else len(plan.rates))
+    drawings = 1 + (len(plan.methods) + len(plan.controls)) * plan.seeds if one else 1
+    assert said.count("python -m data.split --data ") == 1
+    assert said.count("python train.py ") == trainings
+    assert said.count("python sample.py ") == drawings
+    assert not out.exists()
+
+
+def test_what_is_not_named_yet_is_expected_to_take_as_long_as_the_reference(planned):
+    later = study.expected_seconds(planned, [], OUT)
+    kinds = count_cells(planned)
+    cells = {cell.labels["kind"]: cell.seconds for cell in next_cells(planned, [], OUT)}
+    measured = kinds["base"] + kinds["test"] + kinds.get("decode", 0)
+    by_hand = cells["split"] + kinds["train"] * cells["train"] + measured * cells["base"]
+    assert later == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("plan", "flags", "message"),
+    [
+        ("quick", ["--model", TINY], "--model is for --plan small, spl_chat, spl_maths, h_dpo"),
+        ("small", [], "--plan small expects --model, a checkpoint, and --data, its pairs"),
+        ("small", ["--data", TINY / "eval.jsonl", "--model", "no"], "--model expects a folder"),
+        ("small", ["--model", TINY, "--data", "no.jsonl"], "no.jsonl: no such file or folder"),
+        ("small", ["gsm8k=x"], "--benchmarks expects NAME=FILE with a NAME of none"),
+        ("h_dpo", ["mmlu=x"], "a NAME of gsm8k, gsm8k.split, humaneval, mmlu_pro, "),
+        ("h_dpo", ["gsm8k=no.jsonl"], "--benchmarks gsm8k expects a file, got 'no.jsonl'"),
+        ("h_dpo", [f"mmlu_pro={TINY}/eval.jsonl"], "needs mmlu_pro.validation=FILE too"),
+        ("h_dpo", [f"humaneval={TINY}/eval.jsonl"], "--allow_code_execution true"),
+    ],
+)
+def test_mistakes_end_before_anything_runs(plan, flags, message, tmp_path, monkeypatch):
+    if flags and "=" in str(flags[0]):
+        flags = ["--model", TINY, "--data", TINY / "eval.jsonl", "--benchmarks", *flags]
+    out = tmp_path / "out"
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        run(monkeypatch, "--plan", plan, *flags, "--out", out)
+    assert message in str(error.value) and not out.exists()
+
+
+def test_a_plan_from_the_split_to_the_report(tmp_path, monkeypatch, stories_dir):
+    """`small` made smaller, on stories260k: every cell runs, and says what rows have to say."""
+    plan = replace(
+        MODEL_PLANS["small"],
+        methods=(spl(1.0),),
+        pairs=10,
+        eval_pairs=4,
+        train=("--batch_size", "5", "--max_length", "192", "--max_prompt_length", "96",
+               "--eval_every", "1"),
+        prompts=5,
+        n=3,
+        sampling=("--max_new_tokens", "8"),
+        seeds=1,
+        controls=drawn("top-p", "p", "--top_p", (0.9,)),
+    )  # fmt: skip
+    monkeypatch.setitem(MODEL_PLANS, "small", plan)
+    flags = ("--plan", "small", "--model", stories_dir, "--out", tmp_path, "--threads", "1",
+             "--data", TINY / "eval.jsonl")  # fmt: skip
+    run(monkeypatch, *flags)
+    rows = {row["cell"]: row for row in read_study(tmp_path)}
+    assert Counter(row["kind"] for row in rows.values()) == {
+        "split": 1, "base": 1, "train": 1, "test": 1, "decode": 1,
+    }  # fmt: skip
+    train = rows["eval/spl/tau 1/rate 1/seed 0/train"]
+    assert train["curves"]["step"] == [0, 1, 2] and len(train["curves"]["eval/loss"]) == 3
+    measured = [row for row in rows.values() if row["kind"] in ("base", "test", "decode")]
+    asked = read_prompts(tmp_path / "work" / "eval" / "pairs" / "prompts.jsonl")
+    for row in measured:
+        assert row["process"] == "eval" and row["source"] == stories_dir.name
+        assert [sample["prompt"] for sample in row["samples"]] == [
+            prompt.messages[0]["content"] for prompt in asked[:3]
+        ]
+        assert all(len(sample["completions"]) == 3 for sample in row["samples"])
+        names = {"input/distinct_2", "input/cosine_distance", "reference_cross_entropy/sequence",
+                 "tokens"}  # fmt: skip
+        own = "cross_entropy" if row["kind"] == "decode" else "entropy"  # of what was drawn plainly
+        names.add(f"{own}/sequence")
+        assert {f"diversity:{name}" for name in names} <= set(row["metrics"])
+    base = rows["base/eval"]["metrics"]  # the reference read as it was drawn: one number, twice
+    entropy, cross = (base[f"diversity:{name}/sequence"]["value"]
+                      for name in ("entropy", "reference_cross_entropy"))  # fmt: skip
+    assert entropy == pytest.approx(cross, rel=0.02)
+    about = json.loads((tmp_path / "study.json").read_text())
+    assert about["model"] == stories_dir.name and about["data"] == ["eval.jsonl"]
+    assert about["recipe"]["sources"]["embedding"].startswith("gap: ")
+    assert (tmp_path / "report.html").is_file()
+    with pytest.raises(ValueError, match=r"holds a study with model stories260k, not tiny"):
+        run(monkeypatch, *flags[:3], TINY, *flags[4:])
