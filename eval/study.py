@@ -168,6 +168,7 @@ class Study:
         self.running: set[str] = set()
         self.failed: dict[str, str] = {}  # name -> why
         self.stopped = 0  # the signal
+        self.shown: tuple[int, str] | None = None  # on the bar
         self.bar = tqdm(unit="cell", disable=not parallel.is_main())
 
     def run(self, workers: int) -> None:
@@ -255,9 +256,10 @@ class Study:
 
     def show(self) -> None:
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        text = f"{len(self.running)} running{failed}"
-        if self.bar.postfix != text:
-            self.bar.set_postfix_str(text)
+        state = (self.bar.n, f"{len(self.running)} running{failed}")
+        if state != self.shown:
+            self.shown = state
+            self.bar.set_postfix_str(state[1])
 
 
 # ------------------------------------------------------------------------------------------------
