@@ -128,9 +128,7 @@ class TrainConfig:
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
     sft_weight: float = 0.0  # weight of the chosen completion's mean negative logp in the loss
     reference: str = "online"  # online: adapters disabled; cached: computed before the first step
-    reference_cache: str | None = (
-        None  # folder of what is cached, for runs to share
-    )
+    reference_cache: str | None = None  # folder of what is cached, for runs to share
 
     lora_rank: int = 16  # 0 trains every parameter
     lora_alpha: float = 16.0  # the adapter's product is scaled by lora_alpha / lora_rank

@@ -127,7 +127,7 @@ def test_studies_without_a_base_without_training_or_without_problems(verdict):
     found = panels(chat)
     assert not found["pass"] and [p.name for p in found["reliability"]] == ["calibration"]
     titles = [chart.title for chart in found["tau"][0].charts]
-    assert "distinct-2" in titles and "Entropy of completions" not in titles
+    assert "Entropy of completions" in titles and "pass@1" not in titles
     assert panels([]) == {name: [] for name in panels(verdict)}
 
 
