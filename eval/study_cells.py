@@ -26,7 +26,7 @@ import torch
 
 from data.rows import read_rows
 from model.resumable import settings_file
-from model.run import write_text
+from model.run import git_commit, write_text
 from model.sampling import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,11 +75,12 @@ def run_cell(
     for command in cell.commands:
         run_command(command, folder, threads, watch)
     (folder / "done").touch()
-    commands = [shlex.join(("python", *command)) for command in cell.commands]
-    seconds = round(time.time() - began, 1)
-    return {"cell": cell.name, **cell.labels, "commands": commands, "seconds": seconds} | collect(
-        folder
-    )
+    about = {
+        "commands": [shlex.join(("python", *command)) for command in cell.commands],
+        "seconds": round(time.time() - began, 1),
+        "commit": git_commit(),
+    }
+    return {"cell": cell.name, **cell.labels} | about | collect(folder)
 
 
 def run_command(

@@ -158,7 +158,7 @@ def problems_of(grid: Grid, out: Path) -> str:
 def source_cells(grid: Grid, out: Path) -> list[Cell]:
     """The reference, its answers to the problems of the training pairs, and its measures."""
     source, name = grid.process.source, source_name(grid.process.source)
-    folder, model, seconds = folder_of(out, name), model_of(source, out), 60.0
+    folder, model, seconds = folder_of(out, name), model_of(source, out), 75.0
     corpus = ("-m", "data.synthetic", "corpus", "--out", f"{folder}/corpus")
     more = ("-m", "data.synthetic", "corpus", "--out", f"{folder}/more", "--seed", "3", "--sft",
             "200", "--problems", "10", "--heldout", str(PROBLEMS))  # fmt: skip

@@ -165,7 +165,7 @@ VERDICT = Process(
     ("--batch_size", "16", "--eval_every", "50"),
     3e-4,
     "validation:pass@1",
-    40,
+    60,
 )
 POPULATION = Process(
     "population",
@@ -174,7 +174,7 @@ POPULATION = Process(
     ("--batch_size", "32", "--epochs", "2", "--eval_every", "70"),
     1e-3,
     "eval/loss",
-    120,
+    150,
 )
 SMALL = tuple(map(spl, (0.8, 1.0, 2.0)))
 SOME = (0.5, 0.8, 1.0, 1.2, 2.0, 4.0)

@@ -25,6 +25,7 @@ from eval.study_cells import (
     rounded,
     run_cell,
 )
+from model.run import git_commit
 from model.sampling import PLAIN, Sampling
 
 
@@ -46,6 +47,7 @@ def test_a_cell_runs_its_commands_in_order_and_leaves_a_row(tmp_path):
     row = run_cell(tmp_path, cell, 1, ignore)
     assert (folder / "x").read_text() == "12" and "said" in (folder / "log.txt").read_text()
     assert row["cell"] == cell.name and row["seed"] == 3 and row["metrics"] == {}
+    assert row["commit"] == git_commit()
     assert [text.split()[:2] for text in row["commands"]] == [["python", "-c"]] * 2
     assert (folder / "done").exists()
 
