@@ -178,6 +178,7 @@ POPULATION = Process(
 )
 SMALL = tuple(map(spl, (0.8, 1.0, 2.0)))
 SOME = (0.5, 0.8, 1.0, 1.2, 2.0, 4.0)
+HEATED = (0.8, 1.0, 1.2, 2.0)
 SMALLER = Source("width 64", 64, 2)
 LONG = ("--max_steps", "10000", "--batch_size", "8", "--eval_every", "500")
 F_DPO = (
@@ -237,10 +238,9 @@ PLANS = {
             (
                 Grid(
                     VERDICT,
-                    tuple(map(spl, SOME)),
-                    at_temperatures(SOME, (0.1, 0.4, 0.7, 0.85, 1.15, 1.3, 1.6, 2.0)),
+                    tuple(map(spl, HEATED)),
+                    at_temperatures(HEATED, (0.1, 0.4, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6, 2.0)),
                     rates=(1.0,),
-                    seeds=3,
                     n=32,
                 ),
             ),
