@@ -111,10 +111,10 @@ def test_what_a_training_and_its_test_are_told():
     assert (given["--alpha"], given["--beta"], given["--learning_rate"]) == (
         "0.2",
         "0.1",
-        "0.00015",
+        "0.0001",
     )
     assert given["--data"] == "runs/x/work/verdict/labels_of_tiny/seed_1/train.jsonl"
-    assert given["--seed"] == "1" and train.labels["learning_rate"] == 1.5e-4
+    assert given["--seed"] == "1" and train.labels["learning_rate"] == 1e-4
     test = cells["verdict/spl/tau 2/rate 0.5/seed 1/test"]
     assert test.needs == (train.name,)
     assert flags(test.commands[0])["--adapter"] == given["--out_dir"]
