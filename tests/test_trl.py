@@ -22,7 +22,7 @@ import gzip
 import json
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -50,6 +50,7 @@ from tests.test_transformer import save_witness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' of itself
 STEPS = 10
+REAL_STEPS = 4  # of the real model
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # trl's columns
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
@@ -159,7 +160,7 @@ def make_trainer(
         "beta": case.beta,
         "precompute_ref_log_probs": True,
         "per_device_train_batch_size": config.batch_size,
-        "max_steps": STEPS,
+        "max_steps": config.max_steps,
         "train_sampling_strategy": "sequential",
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule,
@@ -198,7 +199,7 @@ def train_theirs(trainer: DPOTrainer, config: train.TrainConfig) -> list[dict]:
     """trl's log of a run over the rows that a run of ours takes, step after step."""
     num_rows, size = len(trainer.train_dataset), config.batch_size
     assert num_rows % size == 0, "trl's batches would not end with an epoch of ours"
-    steps = [step_indices(step, num_rows, size, config.seed) for step in range(STEPS)]
+    steps = [step_indices(step, num_rows, size, config.seed) for step in range(config.max_steps)]
     order = [row for rows in steps for row in rows]
     trainer.train_dataset = trainer.train_dataset.select(order)
     trainer.train()
@@ -242,9 +243,9 @@ def check_logps(
     assert (policy - reference).abs().mean() > 0.1  # the adapter has something to say
 
 
-def check_runs(case: Case, ours: list[dict], theirs: list[dict]) -> None:
+def check_runs(case: Case, ours: list[dict], theirs: list[dict], steps: int = STEPS) -> None:
     """metrics.jsonl against trl's log: the first step's terms, and the loss of every step."""
-    assert len(ours) == len(theirs) == STEPS
+    assert len(ours) == len(theirs) == steps
     first, witness = ours[0], theirs[0]
     rewards = () if case.ours["objective"] in ("ipo", "f_dpo") else LOGGED
     for name in ("loss", *rewards):
@@ -387,6 +388,7 @@ def test_real_runs(
     """`python train.py --config FILE` as it is, from the fresh adapter that it makes."""
     case = REAL_CASES[name]
     config = real_config(case, smollm2_dir, short_rows, tmp_path, reference=reference)
+    config = replace(config, max_steps=REAL_STEPS)
     model, _ = load_ours(config, spread=0.0)
     trainer = make_trainer(case, config, model, short_rows, tmp_path)
     theirs = train_theirs(trainer, config)
@@ -395,4 +397,4 @@ def test_real_runs(
     file.write_text(json.dumps(to_json(config)))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file)])
     train.main()
-    check_runs(case, read_run(config), theirs)
+    check_runs(case, read_run(config), theirs, REAL_STEPS)
