@@ -9,7 +9,7 @@ r"""Both papers' claims, on a laptop or a real checkpoint: one command trains an
 
 The plans are in eval/study_plans.py, those on a real checkpoint in eval/study_models.py, each with
 its sources: what a paper says, what fills a gap. A cell of the grid is a few commands of this
-project, which its row in OUT/results.jsonl lists; OUT/work has their files and logs. What is there
+project, which its row in OUT/results.jsonl lists; OUT/cells has their files and logs. What is there
 already is not run again: the same command goes on where it was stopped, also on another machine
 that has only OUT/results.jsonl (a policy that is missing is then trained again when something has
 to be measured of it). Workers share the cells: --workers of each process, under torchrun of every

@@ -1,6 +1,6 @@
 """One cell of a study: a few commands of this project, and the row that their results make.
 
-A cell has a folder of its own under OUT/work, with a log of its commands and what they leave there:
+A cell has a folder of its own under OUT/cells, with a log of its commands and what they leave there:
 `train` (a run folder of train.py), samples.jsonl, and a results folder for each evaluation. Its row
 goes into OUT/results.jsonl as soon as it is done. Several workers, of one process or of many on one
 file system, share the cells by locks that the operating system lets go when their holder dies; a
@@ -56,7 +56,7 @@ class CellFailed(RuntimeError):
 
 def folder_of(out: Path, name: str) -> Path:
     """The cell's folder; a slash in the name is a folder, a space or a comma an underscore."""
-    return out / "work" / name.replace(", ", "_").replace(" ", "_").replace("'", "")
+    return out / "cells" / name.replace(", ", "_").replace(" ", "_").replace("'", "")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def cell_row(cell: Mapping, problems: int, n: int) -> Row:
     }
     if cell["kind"] == "train":
         return row | train_part(cell, rng)
-    return row | test_part(cell, row["alpha"], rng, problems, n)
+    return row | split_part(cell, row["alpha"], rng, problems, n)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def around(value: float, reach: float) -> dict[str, float]:
 # measurements
 
 
-def test_part(
+def split_part(
     cell: Mapping, alpha: float | None, rng: np.random.Generator, problems: int, n: int
 ) -> Row:
     counts, chances = count(cell, rng, problems, n)

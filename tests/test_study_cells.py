@@ -40,7 +40,7 @@ def write_lines(file, rows):
 
 def test_a_cell_runs_its_commands_in_order_and_leaves_a_row(tmp_path):
     folder = folder_of(tmp_path, "a/tau 1, beta 2/train")
-    assert folder == tmp_path / "work" / "a" / "tau_1_beta_2" / "train"
+    assert folder == tmp_path / "cells" / "a" / "tau_1_beta_2" / "train"
     first = ("-c", f"open({str(folder / 'x')!r}, 'a').write('1')")
     second = ("-c", f"open({str(folder / 'x')!r}, 'a').write('2'); print('said')")
     cell = Cell("a/tau 1, beta 2/train", {"kind": "train", "seed": 3}, (first, second))

@@ -113,7 +113,7 @@ def test_what_a_training_and_its_test_are_told():
         "0.1",
         "0.0001",
     )
-    assert given["--data"] == "runs/x/work/verdict/labels_of_tiny/seed_1/train.jsonl"
+    assert given["--data"] == "runs/x/cells/verdict/labels_of_tiny/seed_1/train.jsonl"
     assert given["--seed"] == "1" and train.labels["learning_rate"] == 1e-4
     test = cells["verdict/spl/tau 2/rate 0.5/seed 1/test"]
     assert test.needs == (train.name,)

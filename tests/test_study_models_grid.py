@@ -215,7 +215,7 @@ def test_a_plan_from_the_split_to_the_report(tmp_path, monkeypatch, stories_dir)
     train = rows["eval/spl/tau 1/rate 1/seed 0/train"]
     assert train["curves"]["step"] == [0, 1, 2] and len(train["curves"]["eval/loss"]) == 3
     measured = [row for row in rows.values() if row["kind"] in ("base", "test", "decode")]
-    asked = read_prompts(tmp_path / "work" / "eval" / "pairs" / "prompts.jsonl")
+    asked = read_prompts(tmp_path / "cells" / "eval" / "pairs" / "prompts.jsonl")
     for row in measured:
         assert row["process"] == "eval" and row["source"] == stories_dir.name
         assert [sample["prompt"] for sample in row["samples"]] == [
