@@ -1,6 +1,6 @@
 """One cell of a study: a few commands of this project, and the row that their results make.
 
-A cell has a folder of its own under OUT/cells, with a log of its commands and what they leave there:
+A cell has a folder of its own in OUT/cells, with a log of its commands and what they leave there:
 `train` (a run folder of train.py), samples.jsonl, and a results folder for each evaluation. Its row
 goes into OUT/results.jsonl as soon as it is done. Several workers, of one process or of many on one
 file system, share the cells by locks that the operating system lets go when their holder dies; a
