@@ -241,7 +241,10 @@ def problem_weights(P: int) -> np.ndarray:
 
 
 def rank_numbers(x: Sequence[float], y: np.ndarray) -> np.ndarray:
-    """numbers of Spearman's correlation over M settings; x: (M,); y: (M, S, 1 + DRAWS)."""
+    """numbers of Spearman's correlation over M settings; x: (M,); y: (M, S, 1 + DRAWS).
+
+    Where problems are few, noise lowers the correlation in the draws: its interval may lie below.
+    """
     across = ranks(np.asarray(x, dtype=np.float64)[:, None, None])  # (M, 1, 1)
     up = ranks(y)
     across, up = across - across.mean(axis=0), up - up.mean(axis=0)
@@ -350,17 +353,6 @@ def check_paired(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> No
     shapes = [[np.shape(values) for values in side] for side in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"expected the same seeds and problems, got {shapes[0]} and {shapes[1]}")
-
-
-def spearman_interval(
-    x: Sequence[float], y: Sequence[Sequence[np.ndarray]], confidence: float = 0.95
-) -> Interval:
-    """Of the rank correlation of x, (M,), and y: of each seed, for each setting, (P,) or scalar.
-
-    Where problems are few, noise lowers the correlation in the draws: its interval may lie below.
-    """
-    numbers = rank_numbers(x, np.stack([mean_numbers(some) for some in zip(*y, strict=True)]))
-    return clip(interval(numbers, confidence), -1, 1)
 
 
 def clip(found: Interval, least: float, most: float) -> Interval:

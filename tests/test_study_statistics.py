@@ -15,6 +15,7 @@ from eval.study_statistics import (
     MissingError,
     best_numbers,
     check_metric,
+    clip,
     coordinate,
     covers,
     find_settings,
@@ -31,7 +32,6 @@ from eval.study_statistics import (
     seed_and_problem_interval,
     seed_row,
     shared_seeds,
-    spearman_interval,
 )
 
 T = {2: 12.706, 5: 2.776}  # Student's t: 97.5th percentile with S - 1 degrees of freedom
@@ -192,10 +192,16 @@ def test_intervals_hold_the_truth(seeds, problems, both, least, most) -> None:
 # comparisons
 
 
+def correlate(x, y):
+    """Interval of the rank correlation of x and y: of each seed, for each setting, its values."""
+    numbers = rank_numbers(x, np.stack([mean_numbers(some) for some in zip(*y, strict=True)]))
+    return clip(interval(numbers), -1, 1)
+
+
 def test_rank_correlation_by_hand() -> None:
     """Ranks 0, 2, 1 against 0, 1, 2: 1 - 6 * 2 / (3 * 8) = 0.5; and 1; their mean is 0.75."""
     y = [[np.array(v) for v in some] for some in ([1.0, 9.0, 2.0], [1.0, 2.0, 3.0])]
-    found = spearman_interval([0.5, 1, 11], y)
+    found = correlate([0.5, 1, 11], y)
     assert found.value == pytest.approx(0.75)
     assert (found.low, found.high) == (-1, 1)  # 0.75 +- 12.7 * 0.25, and no correlation is beyond
 
@@ -203,7 +209,7 @@ def test_rank_correlation_by_hand() -> None:
 def test_rank_correlation_of_problems_that_agree() -> None:
     """Every problem grows with x, so every draw does."""
     y = [[np.arange(4) + x + 0.1 * seed for x in (1, 2, 3)] for seed in range(3)]
-    assert spearman_interval([1, 2, 3], y) == pytest.approx((1, 1, 1))
+    assert correlate([1, 2, 3], y) == pytest.approx((1, 1, 1))
 
 
 def test_ties_share_a_rank() -> None:
