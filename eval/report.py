@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.page import heading, number, section, show, table, write_page
+from eval.report_benchmarks import benchmarks_html
 from eval.report_charts import Panel, panel_html
 from eval.report_figures import panels
 from eval.report_pictures import draw_pictures
@@ -30,6 +31,7 @@ from model.run import run_main
 FIGURES = {  # the sections of figures, in their order
     "training": "Training",
     "pass": "Solving problems in k tries",
+    "benchmarks": "Benchmarks",
     "tau": "What τ does",
     "frontier": "Quality against diversity",
     "reliability": "Calibration",
@@ -130,7 +132,7 @@ def joined(blocks: Iterable[tuple[str, str]]) -> str:
 
 
 def figures_html(part: Part, name: str) -> str:
-    tables = {"training": rates_html, "frontier": matched_html}
+    tables = {"training": rates_html, "benchmarks": benchmarks_html, "frontier": matched_html}
     figures = "".join(panel_html(p, f"{part.key}-{p.name}") for p in part.panels[name])
     return figures + (tables[name](part.rows) if name in tables else "")
 

@@ -10,6 +10,7 @@ eval/report_rows.py.
 from collections.abc import Iterator, Mapping, Sequence
 
 from eval.metrics import wilson_interval
+from eval.report_benchmarks import NAMES, shown_metrics
 from eval.report_charts import LARGE, Chart, Panel, Point, Series
 from eval.report_curves import count, finite, in_words, passing, training
 from eval.report_rows import (
@@ -70,9 +71,19 @@ FRONTIERS = (  # x, its axis, y, its axis; of what is decoded otherwise no entro
         "pass@1",
         "pass@1",
     ),
+    ("diversity:input/cosine_distance", "embedding distance", "reward:reward@1", "mean reward"),
+    ("diversity:input/distinct_2", "distinct-2", "reward:reward@1", "mean reward"),
     ("entropy", "entropy, nats per completion", "pass@1", "pass@1"),
     (KL, "KL to the reference, nats per completion", "pass@1", "pass@1"),
 )
+BINNED = {  # what confidence is -> in words
+    axis: f"Problems in bins by the {what}, all seeds together; Wilson's 95% interval for the "
+    "problems of one seed. On the dashed line confidence is accuracy. Grey: the reference policy."
+    for axis, what in {
+        "share of the vote": "share of completions that give the commonest answer",
+        "probability of the letter": "probability of the likeliest letter",
+    }.items()
+}
 
 
 def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
@@ -80,12 +91,24 @@ def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     made = {
         "training": training(rows),
         "pass": passing(measured(rows)),
+        "benchmarks": benchmarks(measured(rows)),
         "tau": over_tau(measured(rows)),
         "frontier": frontier(measured(rows)),
         "reliability": calibration(measured(rows)),
         "opinions": opinions(rows),
     }
     return {name: [p for p in found if p.charts] for name, found in made.items()}
+
+
+# ------------------------------------------------------------------------------------------------
+# benchmarks
+
+
+def benchmarks(rows: Sequence[Row]) -> list[Panel]:
+    """What the benchmarks of a study on a real checkpoint say of each tau."""
+    caption = f"{spread(rows)}. Controls stand in the tables below." if rows else ""
+    return [Panel("benchmarks", "Benchmarks by τ", tau_charts(rows, tuple(shown_metrics(rows))),
+                  caption)]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -222,26 +245,27 @@ def calibration(rows: Sequence[Row]) -> list[Panel]:
     errors = tau_charts(rows, (("arithmetic:ece", "Calibration error", "ECE"),
                                ("arithmetic:brier", "Brier score", "Brier score")))  # fmt: skip
     about = f"{spread(rows)}. Less is better." if rows else ""
-    rows = [row for row in rows if row.get("reliability")]
-    base = [bins_series(same, title(BASE)) for same in of_family(rows, BASE).values()]
-    charts = [
-        Chart(setting_title(same[0]), "confidence: share of the vote", "accuracy, fraction right",
-              (*base, bins_series(same, "")), diagonal=True)
-        for same in by_tau(rows).values()
-    ]  # fmt: skip
-    caption = (
-        "Problems in bins by the share of completions that give the commonest answer, all seeds "
-        "together; Wilson's 95% interval for the problems of one seed. On the dashed line "
-        "confidence is accuracy. Grey: the reference policy."
-    )
-    return [Panel("calibration", "Calibration by τ", errors, about),
-            Panel("reliability", "Reliability by τ", tuple(charts), caption)]  # fmt: skip
+    made = [Panel("calibration", "Calibration by τ", errors, about)]
+    tasks = dict.fromkeys(task for row in rows for task in row.get("reliability", ()))
+    for task in tasks:
+        own = [row for row in rows if task in row.get("reliability", ())]
+        base = [bins_series(same, title(BASE), task) for same in of_family(own, BASE).values()]
+        axis = "share of the vote" if task == "arithmetic" else "probability of the letter"
+        charts = [
+            Chart(setting_title(same[0]), f"confidence: {axis}", "accuracy, fraction right",
+                  (*base, bins_series(same, "", task)), diagonal=True)
+            for same in by_tau(own).values()
+        ]  # fmt: skip
+        of = "" if task == "arithmetic" else f", {NAMES.get(task, task)}"
+        name = "reliability" if task == "arithmetic" else f"reliability-{task}"
+        made.append(Panel(name, f"Reliability by τ{of}", tuple(charts), BINNED[axis]))
+    return made
 
 
-def bins_series(rows: Sequence[Row], name: str) -> Series:
+def bins_series(rows: Sequence[Row], name: str, task: str) -> Series:
     """Bins of all seeds together: those with the same edges, weighed by their counts."""
     found: dict[tuple[float, float], list] = {}
-    for one in (one for row in rows for one in row["reliability"] if one["count"]):
+    for one in (one for row in rows for one in row["reliability"][task] if one["count"]):
         found.setdefault((one["low"], one["high"]), []).append(one)
     points = []
     for (low, high), bins in sorted(found.items()):
@@ -249,7 +273,7 @@ def bins_series(rows: Sequence[Row], name: str) -> Series:
         x, y = (sum(one[key] * one["count"] for one in bins) / total
                 for key in ("confidence", "accuracy"))  # fmt: skip
         ends = wilson_interval([y] * max(round(total / len(rows)), 1))
-        about = f"{setting_title(rows[0])}: {count(total, 'vote')} in ({low:.3g}, {high:.3g}]"
+        about = f"{setting_title(rows[0])}: {count(total, 'problem')} in ({low:.3g}, {high:.3g}]"
         points.append(Point(x, y, *ends, about=about))
     return Series(name, colour(rows[0]), tuple(points), band=False)
 

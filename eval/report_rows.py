@@ -59,8 +59,9 @@ TAUS = {  # warm below 1, ink at 1, cold above
     4.0: ("#3F4FB5", "#8F9BF0"), 10.0: ("#7A2E9D", "#C78BE3"), 11.0: ("#B0307F", "#EE8CC4"),
 }  # fmt: skip
 SHARES = re.compile(
-    r"(arithmetic:|validation:|opinions:)?"
-    r"(pass|valid|floor|majority|unique|distinct|no_answer|ece|mass|share).*"
+    r"([a-z_\d]+:(letters/)?)?"
+    r"(pass|valid|floor|majority|unique|distinct|no_answer|ece|mass|share|accuracy|mc\d|prompt_"
+    r"|instruction_).*"
     r"|diversity:input/(distinct|unique|self_bleu).*"
 )  # metrics in [0, 1], which their intervals do not leave on the page
 
@@ -194,10 +195,8 @@ def values(row: Row, name: str) -> np.ndarray | None:
 
     name: as `metric_values` has it, or `kl`: D_KL(pi || pi_ref) = cross-entropy - entropy of whole
     completions, as eval.diversity estimates both. What was not drawn plainly from a policy has no
-    entropy here: -log pi of it is a cross-entropy.
+    entropy: its row has -log pi of it under `cross_entropy`.
     """
-    if name.startswith("entropy") and row["kind"] == "decode":
-        return None
     if ":" not in name and name != KL and not row.get("problems"):
         name = OF_PROMPTS.get(name, name)
         if ":" not in name:

@@ -204,34 +204,38 @@ def collect(folder: Path) -> dict:
         values = json.loads((folder / "arithmetic" / "values.json").read_text(encoding="utf-8"))
         row["problems"]["brier"] = values["brier"]
         row["samples"] = choose_samples(items, drawn)
-        reliability = folder / "arithmetic" / "reliability.json"
-        row["reliability"] = json.loads(reliability.read_text(encoding="utf-8"))
     elif (folder / "diversity" / "summary.json").is_file():
         some = [sample for _, sample in islice(read_rows(samples), SHOWN)]
         row["samples"] = [show_sample(sample) for sample in some]
     if (folder / "opinions" / "items.jsonl").is_file():
         row["opinions"] = [item for _, item in read_rows(folder / "opinions" / "items.jsonl")]
+    tables = [f for f in sorted(folder.glob("*/reliability.json")) if f.parent.name != "validation"]
+    if tables:
+        row["reliability"] = {f.parent.name: json.loads(f.read_text("utf-8")) for f in tables}
     return rounded(row)
 
 
 def read_metrics(folder: Path) -> dict:
     """TASK:NAME -> value, low, high of each results folder, named after it.
 
-    What the counts of `describe_problems` give, by difficulty too, is left out, but for the floor.
+    What of arithmetic the counts of `describe_problems` give by difficulty is left out, but for the
+    floor.
     """
     metrics = {}
     for file in sorted(folder.glob("*/summary.json")):
         task = file.parent.name
         found = json.loads(file.read_text(encoding="utf-8"))["metrics"]
         for name, value in found.items():
-            if name in VALIDATED or (task != "validation" and not is_counted(name)):
+            if is_kept(task, name):
                 metrics[f"{task}:{name}"] = value
     return metrics
 
 
-def is_counted(name: str) -> bool:
+def is_kept(task: str, name: str) -> bool:
     kind, _, label = name.partition("/")
-    return label in ("easy", "medium", "hard") and not kind.startswith("floor@")
+    if task == "validation":
+        return name in VALIDATED
+    return task != "arithmetic" or not label or kind.startswith("floor@")
 
 
 def read_curves(file: Path) -> dict[str, list]:

@@ -2,7 +2,8 @@
 
     small       four tau and two seeds, for a model of a hundred million parameters
     spl_chat    SPL's study of chat: diversity of answers, against token temperature and the rest
-    spl_maths   SPL's study of many tries: GSM8K and MATH, 128 completions of a problem
+    spl_maths   SPL's study of many tries (GSM8K and MATH, 128 completions of a problem) and of
+                calibration (MMLU and TruthfulQA)
     h_dpo       H-DPO's study of accuracy: GSM8K, HumanEval, MMLU-Pro, IFEval
 
 `sources` says of each setting whether it comes from a paper or fills a gap. The papers' full texts
@@ -21,9 +22,18 @@ class Benchmark:
     """`python -m eval.NAME` on files of the user's."""
 
     flags: tuple[str, ...]
-    tokens: int  # of all completions, about
-    needs: tuple[str, ...] = ("data",)  # flags that name a file
-    takes: tuple[str, ...] = ()  # those that may be left out
+    drawn: int = 0  # tokens of all completions, about
+    read: int = 0  # of all questions that nothing is drawn for: no decoding makes them other ones
+    needs: tuple[str, ...] = ("data",)  # flags that name a file or a folder
+    graded: bool = False  # problems are easy, medium or hard by completions of the reference
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward model, trained on the pairs of the study, that scores every policy's completions."""
+
+    train: tuple[str, ...]  # flags of train.py
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class ModelPlan:
     seeds: int = 3
     controls: tuple[Control, ...] = ()
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    reward: Reward | None = None
 
 
 ENCODER = "mean last hidden states of the checkpoint itself"
@@ -128,6 +139,7 @@ MODEL_PLANS = {
                 *drawn("top-p", "p", "--top_p", (0.9, 0.95)),
                 *drawn("min-p", "m", "--min_p", (0.05, 0.1)),
             ),
+            reward=Reward(("--batch_size", "64", "--warmup_steps", "60"), 1e-4),
             sources={
                 "model": "paper: Mistral-7B-Instruct-v0.2",
                 "data": "paper: HH-RLHF",
@@ -142,21 +154,26 @@ MODEL_PLANS = {
                 "most",
                 "controls": "paper: DPO at token temperatures from 1 to 1.5, top-p and min-p; "
                 "gap: the values of p and m; top-k is left out",
+                "reward": "paper: the mean reward of a model trained on HH-RLHF; gap: on the pairs "
+                "of the study, once, from the same checkpoint, LoRA of rank 16, 1e-4, 64 pairs a "
+                "step. It has seen the policies' labels: a judge (eval.win_rate) has not",
                 "embedding": f"gap: {ENCODER}, for Sentence-BERT or OpenAI's",
             },
         ),
         ModelPlan(
             "spl_maths",
-            "SPL's study of many tries: GSM8K and MATH, 128 completions of a problem",
+            "SPL's study of many tries, GSM8K and MATH, and of calibration, MMLU and TruthfulQA",
             tuple(map(spl, (1.0, 1.1, 1.2))),
             **ULTRAFEEDBACK,
             train=(*ONE_EPOCH, "--lora_rank", "64", "--lora_alpha", "64"),
             learning_rate=1e-5,
             controls=drawn("token temperature", "t", "--temperature", (1.1, 1.2)),
             benchmarks={
-                "gsm8k": Benchmark(("--n", "128", "--limit", "200"), 200 * 128 * 200,
-                                   takes=("split",)),
+                "gsm8k": Benchmark(("--n", "128", "--limit", "200"), 200 * 128 * 200, graded=True),
                 "math_problems": Benchmark(("--n", "128", "--limit", "200"), 200 * 128 * 400),
+                "mmlu": Benchmark(("--prompt_style", "chat"), read=14042 * 700,
+                                  needs=("data", "dev")),
+                "truthfulqa": Benchmark(("--prompt_style", "chat"), read=790 * 15 * 60),
             },
             sources={
                 **ULTRAFEEDBACK_SOURCES,
@@ -167,6 +184,12 @@ MODEL_PLANS = {
                 "lengths": f"paper: 1024 tokens; gap: {LENGTHS}",
                 "benchmarks": "paper: 128 completions of 200 problems; gap: the first 200, asked "
                 "in a chat without exemplars",
+                "difficulty": "paper: of GSM8K by the first right one of 128 completions, at most "
+                "4, 64, more, of MATH by level; gap: completions of the reference, not of "
+                "Mistral-7B-Instruct, whose split is taken as gsm8k.split",
+                "calibration": "paper: letters of MMLU and TruthfulQA in a chat, ECE and Brier; "
+                "gap: all questions, MMLU's with five exemplars, 15 bins, mc1's answers. "
+                "UltraFeedback's prompts hold all of TruthfulQA's questions",
                 "controls": "paper: DPO at token temperatures 1.1 and 1.2",
             },
         ),
@@ -179,9 +202,9 @@ MODEL_PLANS = {
             learning_rate=5e-6,
             rates=RATES,
             benchmarks={
-                "gsm8k": Benchmark(("--n", "16"), 1319 * 16 * 200, takes=("split",)),
+                "gsm8k": Benchmark(("--n", "16"), 1319 * 16 * 200),
                 "humaneval": Benchmark(("--n", "16", "--temperature", "1"), 164 * 16 * 200),
-                "mmlu_pro": Benchmark((), 12032 * 250, ("data", "validation")),
+                "mmlu_pro": Benchmark((), 12032 * 250, needs=("data", "validation")),
                 "ifeval": Benchmark((), 541 * 400),
             },
             sources={

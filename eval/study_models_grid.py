@@ -2,7 +2,9 @@
 
 All policies share one split of the pairs, by first human turn, and one cache of the reference's
 log-probabilities. A policy is measured by its completions of the same held-out prompts (diversity,
-entropy, length, cross-entropy under the reference) and on the benchmarks whose files are given. As
+entropy, length, cross-entropy under the reference; the reward, by a model that is trained once, in
+a plan that has one) and on the benchmarks whose files are given. Where a benchmark's problems are
+graded, the reference's completions from another seed than those that are scored grade them. As
 in eval/study_grid.py each method is tried at every learning rate at seed 0, and the one with the
 least held-out loss is trained with the other seeds and measured.
 
@@ -20,12 +22,13 @@ import torch
 from data.rows import data_files
 from eval.study_cells import Cell, folder_of
 from eval.study_grid import chosen_rate, labels_of, train_name
-from eval.study_models import MODEL_PLANS, ModelPlan
+from eval.study_models import MODEL_PLANS, Benchmark, ModelPlan
 from eval.study_plans import Control, Grid, Method, Process, Source
 from model.checkpoint import config_file, empty_model
 
 CPU_FLOPS = 5e10  # a second of one core: 135M parameters in float32
 GPU_FLOPS = 2e14  # of one GPU: 7B parameters in bfloat16
+GRADING_SEED = "999"  # of no policy: those are measured with 1000 and more
 DRAWING = {"cpu": 2, "cuda": 20}  # so much slower is a token that is drawn than one that is read
 
 
@@ -102,13 +105,13 @@ def read_benchmarks(plan: ModelPlan, words: Sequence[str]) -> dict[str, tuple[st
         key, _, file = word.partition("=")
         name, _, flag = key.partition(".")
         known = plan.benchmarks.get(name)
-        if known is None or (flag or "data") not in known.needs + known.takes:
+        if known is None or (flag or "data") not in flags_of(known):
             raise ValueError(
                 f"--benchmarks expects NAME=FILE with a NAME of {', '.join(names_of(plan))}, "
                 f"got {word!r}"
             )
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"--benchmarks {key} expects a file, got {file!r}")
+        if not Path(file).exists():
+            raise FileNotFoundError(f"--benchmarks {key} expects a file or folder, got {file!r}")
         found.setdefault(name, {})[flag or "data"] = file
     for name, files in found.items():
         for flag in plan.benchmarks[name].needs:
@@ -126,8 +129,22 @@ def names_of(plan: ModelPlan) -> list[str]:
     return [
         name if flag == "data" else f"{name}.{flag}"
         for name, one in plan.benchmarks.items()
-        for flag in one.needs + one.takes
+        for flag in flags_of(one)
     ] or ["none"]
+
+
+def flags_of(benchmark: Benchmark) -> tuple[str, ...]:
+    """Those that name a file; that of the difficulties may be left out."""
+    return benchmark.needs + ("split",) * benchmark.graded
+
+
+def graded(study: ModelStudy) -> list[str]:
+    """The benchmarks whose problems the study itself has to grade."""
+    return [
+        name
+        for name, files in study.benchmarks.items()
+        if study.plan.benchmarks[name].graded and "--split" not in files
+    ]
 
 
 def describe(study: ModelStudy) -> dict:
@@ -148,7 +165,10 @@ def describe(study: ModelStudy) -> dict:
 def next_cells(study: ModelStudy, rows: Sequence[Mapping], out: Path) -> list[Cell]:
     """All cells that can be named by now, in an order in which they can be run."""
     trained, grid = {row["cell"]: row for row in rows}, study.grid
-    cells = [split_cell(study, out), base_cell(study, out)]
+    cells = [split_cell(study, out)]
+    cells += [difficulty_cell(study, name, out) for name in graded(study)]
+    cells += [reward_cell(study, out)] if study.plan.reward else []
+    cells.append(base_cell(study, out))
     for method in grid.methods:
         cells += [train_cell(study, method, rate, 0, out) for rate in grid.rates]
         only = grid.rates[0] if len(grid.rates) == 1 else None
@@ -167,6 +187,8 @@ def count_cells(study: ModelStudy) -> dict[str, int]:
     grid = study.grid
     counts = {
         "split": 1,
+        "difficulty": len(graded(study)),
+        "judge": int(study.plan.reward is not None),
         "base": 1,
         "train": len(grid.methods) * (len(grid.rates) + grid.seeds - 1),
         "test": len(grid.methods) * grid.seeds,
@@ -187,6 +209,47 @@ def split_cell(study: ModelStudy, out: Path) -> Cell:
     return Cell(name, {"kind": "split", "process": study.grid.process.name}, (command,))
 
 
+def difficulty_name(benchmark: str) -> str:
+    return f"difficulty/{benchmark}"
+
+
+def difficulty_cell(study: ModelStudy, name: str, out: Path) -> Cell:
+    """The reference's completions of a benchmark, and the difficulties that they make."""
+    benchmark, files = study.plan.benchmarks[name], study.benchmarks[name]
+    folder = folder_of(out, difficulty_name(name))
+    draw = ("-m", f"eval.{name}", "--model", study.model, *files, *benchmark.flags, "--seed",
+            GRADING_SEED, "--out", f"{folder}/{name}")  # fmt: skip
+    grade = ("-m", f"eval.{name}", *files, *benchmark.flags, "--samples",
+             f"{folder}/{name}/samples.jsonl", "--write_split", f"{folder}/split.json")  # fmt: skip
+    labels = {"kind": "difficulty", "process": study.grid.process.name}
+    seconds = seconds_for(study, benchmark.read, benchmark.drawn)
+    return Cell(difficulty_name(name), labels, (draw, grade), seconds=seconds)
+
+
+def reward_name(study: ModelStudy) -> str:
+    return f"{study.grid.process.name}/reward model"
+
+
+def reward_cell(study: ModelStudy, out: Path) -> Cell:
+    """The reward model, trained on the pairs that the policies are trained on."""
+    reward, folder = study.plan.reward, folder_of(out, reward_name(study))
+    data = folder_of(out, split_name(study))
+    command = ("train.py", "--objective", "reward", "--model", study.model, "--data",
+               f"{data}/train.jsonl", "--eval_data", f"{data}/eval.jsonl", *reward.train,
+               "--learning_rate", f"{reward.learning_rate:g}", "--keep", "1", "--out_dir",
+               f"{folder}/train")  # fmt: skip
+    tokens = 2 * study.plan.pair_tokens * study.plan.pairs
+    labels = {"kind": "judge", "process": study.grid.process.name}
+    needs, seconds = (split_name(study),), seconds_for(study, tokens)
+    return Cell(reward_name(study), labels, (command,), needs, seconds)
+
+
+def measuring_needs(study: ModelStudy) -> tuple[str, ...]:
+    """Cells whose files every measurement reads."""
+    needs = (split_name(study), *map(difficulty_name, graded(study)))
+    return needs + ((reward_name(study),) if study.plan.reward else ())
+
+
 def base_cell(study: ModelStudy, out: Path) -> Cell:
     """The reference itself."""
     process = study.grid.process
@@ -195,7 +258,7 @@ def base_cell(study: ModelStudy, out: Path) -> Cell:
               "family": "base", "setting": "base", "tau": None, "alpha": None, "beta": None,
               "seed": 0}  # fmt: skip
     commands, seconds = measure(study, folder_of(out, name), (), (), 0, out)
-    return Cell(name, labels, commands, (split_name(study),), seconds)
+    return Cell(name, labels, commands, measuring_needs(study), seconds)
 
 
 def train_cell(study: ModelStudy, method: Method, rate: float, seed: int, out: Path) -> Cell:
@@ -217,7 +280,7 @@ def test_cell(study: ModelStudy, method: Method, rate: float, seed: int, out: Pa
     labels = labels_of("test", study.grid.process, method, rate, seed)
     policy = ("--adapter", f"{folder_of(out, trained)}/train")
     commands, seconds = measure(study, folder_of(out, name), policy, (), seed, out)
-    return Cell(name, labels, commands, (trained,), seconds)
+    return Cell(name, labels, commands, (trained, *measuring_needs(study)), seconds)
 
 
 def control_cell(
@@ -235,7 +298,7 @@ def control_cell(
     }
     policy = ("--adapter", f"{folder_of(out, trained)}/train")
     commands, seconds = measure(study, folder_of(out, name), policy, control.flags, seed, out)
-    return Cell(name, labels, commands, (trained,), seconds)
+    return Cell(name, labels, commands, (trained, *measuring_needs(study)), seconds)
 
 
 def measure(
@@ -256,13 +319,24 @@ def measure(
         ("-m", "eval.diversity", "--samples", samples, "--embedding_model", study.model,
          "--reference", study.model, "--out", f"{folder}/diversity"),
     ]  # fmt: skip
-    drawn = read = plan.prompts * plan.n * plan.reply_tokens
+    drawn = plan.prompts * plan.n * plan.reply_tokens
+    read = 2 * drawn
+    if plan.reward:
+        run = f"{folder_of(out, reward_name(study))}/train"
+        commands.append(("-m", "eval.reward", "--reward_model", study.model, "--reward_adapter",
+                         run, "--samples", samples, "--out", f"{folder}/reward"))  # fmt: skip
+        read += plan.prompts * plan.n * plan.reply_tokens
     for name, files in study.benchmarks.items():
         benchmark = plan.benchmarks[name]
-        commands.append(("-m", f"eval.{name}", "--model", study.model, *drawing, *files,
+        if not benchmark.drawn and decoding:
+            continue
+        if name in graded(study):
+            files += ("--split", f"{folder_of(out, difficulty_name(name))}/split.json")
+        asked = drawing if benchmark.drawn else policy
+        commands.append(("-m", f"eval.{name}", "--model", study.model, *asked, *files,
                          *benchmark.flags, "--out", f"{folder}/{name}"))  # fmt: skip
-        drawn += benchmark.tokens
-    return tuple(commands), seconds_for(study, 2 * read, drawn)
+        drawn, read = drawn + benchmark.drawn, read + benchmark.read
+    return tuple(commands), seconds_for(study, read, drawn)
 
 
 def seconds_for(study: ModelStudy, read: float, drawn: float = 0) -> float:

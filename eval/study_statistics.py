@@ -152,7 +152,7 @@ def read_values(setting: Setting, seeds: Sequence[int], metric: str) -> list[np.
 
 def check_metric(name: str, where: str) -> None:
     """ValueError for the name of a metric that `metric_values` does not know."""
-    if re.fullmatch(r"[a-z_]+:\S+", name):
+    if re.fullmatch(r"[a-z_\d]+:\S.*", name):  # a level of MATH has a space
         return
     parts = METRIC.fullmatch(name)
     if parts is None or (parts["name"] in COUNTED) != (parts["k"] is not None):

@@ -204,11 +204,12 @@ def split_part(
     for k in (2**i for i in range(n.bit_length())):
         for part, chance in zip(("", "/easy", "/medium", "/hard"), FLOORS, strict=True):
             metrics[f"arithmetic:floor@{k}{part}"] = around(1 - (1 - chance) ** k, 0.005)
+    counts = {crossed * (name == "entropy") + name: some for name, some in counts.items()}
     difficulty = [DIFFICULTIES[i % 3] for i in range(problems)]
     row: Row = {
         "metrics": metrics,
         "problems": {"difficulty": difficulty, "n": n, **counts},
-        "reliability": reliability(chances, rng),
+        "reliability": {"arithmetic": reliability(chances, rng)},
         "samples": [
             {"prompt": prompt, "difficulty": DIFFICULTIES[i], "completions": list(texts)}
             for i, (prompt, texts) in enumerate(TEXTS)

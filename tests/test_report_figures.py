@@ -72,9 +72,10 @@ def test_bins_of_seeds_are_weighed_by_their_counts():
     def row(seed: int, count: int, accuracy: float) -> dict:
         full = {"low": 0.4, "high": 0.6, "count": count, "confidence": 0.5, "accuracy": accuracy}
         bins = [full, {**full, "low": 0.6, "high": 0.8, "count": 0}]
-        return {"family": "spl", "setting": "tau 1", "tau": 1.0, "seed": seed, "reliability": bins}
+        return {"family": "spl", "setting": "tau 1", "tau": 1.0, "seed": seed,
+                "reliability": {"mmlu": bins}}  # fmt: skip
 
-    (point,) = bins_series([row(0, 3, 0.5), row(1, 1, 1.0)], "").points
+    (point,) = bins_series([row(0, 3, 0.5), row(1, 1, 1.0)], "", "mmlu").points
     assert (point.x, point.y) == (0.5, pytest.approx(2.5 / 4))
     assert (point.low, point.high) == pytest.approx(wilson_interval([0.625, 0.625]))
 
@@ -84,6 +85,7 @@ def test_every_section_of_a_whole_study_has_its_figures(verdict):
     assert found == {
         "training": ["training", "training-controls"],
         "pass": ["pass-at-k", "valid-at-k", "controls", "controls-others"],
+        "benchmarks": [],
         "tau": ["tau"],
         "frontier": ["frontier"],
         "reliability": ["calibration", "reliability"],

@@ -117,6 +117,7 @@ def test_numbers_of_a_row_by_hand():
 def test_what_is_decoded_otherwise_has_no_entropy():
     """-log pi of draws from another distribution than pi is a cross-entropy."""
     row = row_of(kind="decode")
+    row["problems"]["cross_entropy"] = row["problems"].pop("entropy")
     assert values(row, "entropy") is None and values(row, "entropy/token") is None
     assert values(row, "unique") is not None
     del row["metrics"]["diversity:entropy/sequence"]

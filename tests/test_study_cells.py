@@ -169,15 +169,15 @@ def test_what_a_folder_says(tmp_path):
     (tmp_path / "arithmetic" / "values.json").write_text('{"brier": [0.5, 1, 1, 1, 1]}')
     (tmp_path / "arithmetic" / "reliability.json").write_text('[{"count": 5}]')
     value = {"value": 0.5, "low": 0.25, "high": 0.75}
-    names = ("pass@1", "pass@1/hard", "floor@1/hard", "no_answer/easy", "accuracy/subject")
-    for task in ("arithmetic", "validation"):
+    names = ("pass@1", "pass@1/hard", "floor@1/hard", "no_answer/easy")
+    for task in ("arithmetic", "validation", "gsm8k"):
         (tmp_path / task).mkdir(exist_ok=True)
         metrics = {"metrics": dict.fromkeys(names, value)}
         (tmp_path / task / "summary.json").write_text(json.dumps(metrics))
     row = collect(tmp_path)
     assert row["metrics"] == dict.fromkeys(
-        ("arithmetic:pass@1", "arithmetic:floor@1/hard", "arithmetic:accuracy/subject",
-         "validation:pass@1"), value
+        ("arithmetic:pass@1", "arithmetic:floor@1/hard", "validation:pass@1",
+         *(f"gsm8k:{name}" for name in names)), value
     )  # fmt: skip
     problems = row["problems"]
     assert problems["n"] == 3 and problems["correct"] == [2] * 5 and problems["valid"] == [1] * 5
@@ -189,7 +189,7 @@ def test_what_a_folder_says(tmp_path):
     settings.write_text(json.dumps({"sampling": asdict(Sampling(1.2))}))
     heated = collect(tmp_path)["problems"]  # -log pi of draws that are not the policy's own
     assert heated["cross_entropy"] == [3.0] * 5 and "entropy" not in heated
-    assert row["reliability"] == [{"count": 5}] and "curves" not in row
+    assert row["reliability"] == {"arithmetic": [{"count": 5}]} and "curves" not in row
 
 
 def test_completions_of_prompts_that_are_no_problems(tmp_path):

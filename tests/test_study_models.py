@@ -50,9 +50,10 @@ def test_spl_maths_is_the_papers() -> None:
     plan, config = MODEL_PLANS["spl_maths"], recipe("spl_maths")
     assert (config.lora_rank, config.lora_alpha, config.learning_rate) == (64, 64, 1e-5)
     assert config.max_length == 1024 and plan.rates == (1.0,)
-    assert set(plan.benchmarks) == {"gsm8k", "math_problems"}
-    for benchmark in plan.benchmarks.values():
-        assert benchmark.flags == ("--n", "128", "--limit", "200")
+    assert set(plan.benchmarks) == {"gsm8k", "math_problems", "mmlu", "truthfulqa"}
+    for name in ("gsm8k", "math_problems"):
+        assert plan.benchmarks[name].flags == ("--n", "128", "--limit", "200")
+    assert [name for name, one in plan.benchmarks.items() if one.graded] == ["gsm8k"]
 
 
 def test_gaps_are_filled_from_one_recipe() -> None:
@@ -76,6 +77,8 @@ def test_each_setting_has_its_source(plan) -> None:
     needed = {"tau", "beta", "adapter", "learning rate", "lengths", "seeds", "prompts", "embedding"}
     needed |= {"benchmarks"} if plan.benchmarks else set()
     needed |= {"controls"} if plan.controls else set()
+    needed |= {"reward"} if plan.reward else set()
+    needed |= {"difficulty"} if any(one.graded for one in plan.benchmarks.values()) else set()
     assert needed <= settings, needed - settings
 
 

@@ -33,7 +33,7 @@ OUT = Path("runs/x")
 FILES = {
     "small": (),
     "spl_chat": (),
-    "spl_maths": ("gsm8k", "gsm8k.split", "math_problems"),
+    "spl_maths": ("gsm8k", "math_problems", "mmlu", "mmlu.dev", "truthfulqa"),
     "h_dpo": ("gsm8k", "humaneval", "mmlu_pro", "mmlu_pro.validation", "ifeval"),
 }
 
@@ -79,6 +79,7 @@ def test_every_flag_of_every_command_exists_and_comes_once(planned):
         assert set(given) <= flags_of(script) and len(set(given)) == len(given), command
         scripts.add(script)
     tasks = {f"eval.{name}" for name in FILES[planned.name] if "." not in name}
+    tasks |= {"eval.reward"} if planned.plan.reward else set()
     assert scripts == {"data.split", "train.py", "sample.py", "eval.diversity"} | tasks
 
 
@@ -88,12 +89,13 @@ def test_the_rate_of_least_held_out_loss_goes_on_to_other_seeds_and_tests():
     rates = {c.labels["rate"] for c in cells if c.labels.get("seed") or c.labels["kind"] == "test"}
     assert rates == {3.0}
     test = next(c for c in cells if c.name == "eval/spl/tau 11/rate 3/seed 2/test")
-    assert test.needs == ("eval/spl/tau 11/rate 3/seed 2/train",)
+    others = ("eval/pairs", "eval/reward model")
+    assert test.needs == ("eval/spl/tau 11/rate 3/seed 2/train", *others)
     assert (test.labels["alpha"], test.labels["beta"], test.labels["learning_rate"]) == (
         1.1, 0.1, 1.5e-5,
     )  # fmt: skip
     control = next(c for c in cells if c.name == "eval/dpo, min-p/m 0.1/seed 1")
-    assert control.needs == ("eval/spl/tau 1/rate 3/seed 1/train",)
+    assert control.needs == ("eval/spl/tau 1/rate 3/seed 1/train", *others)
     assert control.labels["kind"] == "decode" and control.labels["tau"] is None
     draw = control.commands[0]
     assert draw[draw.index("--min_p") + 1] == "0.1" and draw[draw.index("--seed") + 1] == "1001"
@@ -152,7 +154,7 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(name, tmp_path, monkeypat
     trainings = len(plan.methods) * (plan.seeds if one else len(plan.rates))
     drawings = 1 + (len(plan.methods) + len(plan.controls)) * plan.seeds if one else 1
     assert said.count("python -m data.split --data ") == 1
-    assert said.count("python train.py ") == trainings
+    assert said.count("python train.py ") == trainings + (plan.reward is not None)
     assert said.count("python sample.py ") == drawings
     assert not out.exists()
 
@@ -161,8 +163,9 @@ def test_what_is_not_named_yet_is_expected_to_take_as_long_as_the_reference(plan
     later = study.expected_seconds(planned, [], OUT)
     kinds = count_cells(planned)
     cells = {cell.labels["kind"]: cell.seconds for cell in next_cells(planned, [], OUT)}
-    measured = kinds["base"] + kinds["test"] + kinds.get("decode", 0)
-    by_hand = cells["split"] + kinds["train"] * cells["train"] + measured * cells["base"]
+    by_hand = cells["split"] + cells.get("difficulty", 0) + cells.get("judge", 0)
+    by_hand += kinds["train"] * cells["train"] + (kinds["base"] + kinds["test"]) * cells["base"]
+    by_hand += kinds.get("decode", 0) * cells.get("decode", cells["base"])
     assert later == pytest.approx(by_hand)
 
 
@@ -174,8 +177,9 @@ def test_what_is_not_named_yet_is_expected_to_take_as_long_as_the_reference(plan
         ("small", ["--data", TINY / "eval.jsonl", "--model", "no"], "--model expects a folder"),
         ("small", ["--model", TINY, "--data", "no.jsonl"], "no.jsonl: no such file or folder"),
         ("small", ["gsm8k=x"], "--benchmarks expects NAME=FILE with a NAME of none"),
-        ("h_dpo", ["mmlu=x"], "a NAME of gsm8k, gsm8k.split, humaneval, mmlu_pro, "),
-        ("h_dpo", ["gsm8k=no.jsonl"], "--benchmarks gsm8k expects a file, got 'no.jsonl'"),
+        ("h_dpo", ["mmlu=x"], "a NAME of gsm8k, humaneval, mmlu_pro, mmlu_pro.validation, ifeval"),
+        ("spl_maths", ["x=y"], "gsm8k, gsm8k.split, math_problems, mmlu, mmlu.dev, truthfulqa"),
+        ("h_dpo", ["gsm8k=no.jsonl"], "gsm8k expects a file or folder, got 'no.jsonl'"),
         ("h_dpo", [f"mmlu_pro={TINY}/eval.jsonl"], "needs mmlu_pro.validation=FILE too"),
         ("h_dpo", [f"humaneval={TINY}/eval.jsonl"], "--allow_code_execution true"),
     ],
