@@ -24,7 +24,7 @@ from eval.report_pictures import draw_pictures
 from eval.report_questions import questions_html
 from eval.report_rows import MEASURED, Row, Study, parts, read_study, samples_of, spread
 from eval.report_tables import cells_html, claims_html, matched_html, rates_html, samples_html
-from eval.study_claims import judge_claims, read_claims
+from eval.study_claims import claims_for, judge_claims
 from model.config import parse_config
 from model.run import run_main
 
@@ -103,7 +103,7 @@ def body(studies: Sequence[Study], found: Sequence[Part]) -> str:
     both = list(zip(studies, anchors, strict=True))
     names = [study.plan if len(studies) > 1 else "" for study in studies]
     made = [("run", "What was run", joined(zip(names, map(run_html, studies), strict=True)))]
-    verdicts = (claims_html(judge_claims(s.rows, read_claims()), places) for s, places in both)
+    verdicts = (claims_html(judge_claims(s.rows, claims_for(s.plan)), places) for s, places in both)
     blocks = zip(names, verdicts, strict=True)
     made.append(("claims", "Claims", joined(blocks)))
     for name, title in FIGURES.items():

@@ -84,6 +84,7 @@ def badge(verdict: str) -> str:
 def claim_html(verdict: Verdict, anchors: Mapping[str, str]) -> str:
     claim = verdict.claim
     source = ", ".join(str(claim[key]) for key in ("paper", "where") if claim.get(key))
+    of = f"labels: {claim['process']}" if "process" in claim else f"plan {claim['plan']}"
     few = " <small>too few seeds</small>" if too_few(verdict) else ""
     notes = [note for note in (claim.get("rule"), verdict.note) if note]
     below = "".join(f"<p><small>{show(note)}</small></p>\n" for note in notes)
@@ -92,7 +93,7 @@ def claim_html(verdict: Verdict, anchors: Mapping[str, str]) -> str:
     return (
         '<article class="claim">\n'
         f"<div><p>{badge(verdict.verdict)}{few}</p>\n<p><strong>{show(claim['statement'])}"
-        f"</strong></p>\n<p><small>{show(source)}; labels: {show(claim['process'])}</small></p>\n"
+        f"</strong></p>\n<p><small>{show(source)}; {show(of)}</small></p>\n"
         f"{below}{cells_used(verdict.cells, anchors)}</div>\n"
         f"{table(columns, rows, 'tests')}</article>\n"
     )

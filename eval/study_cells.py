@@ -207,6 +207,7 @@ def collect(folder: Path) -> dict:
     elif (folder / "diversity" / "summary.json").is_file():
         some = [sample for _, sample in islice(read_rows(samples), SHOWN)]
         row["samples"] = [show_sample(sample) for sample in some]
+        row["values"] = read_values(folder)
     if (folder / "opinions" / "items.jsonl").is_file():
         row["opinions"] = [item for _, item in read_rows(folder / "opinions" / "items.jsonl")]
     tables = [f for f in sorted(folder.glob("*/reliability.json")) if f.parent.name != "validation"]
@@ -229,6 +230,16 @@ def read_metrics(folder: Path) -> dict:
             if is_kept(task, name):
                 metrics[f"{task}:{name}"] = value
     return metrics
+
+
+def read_values(folder: Path) -> dict[str, list[float]]:
+    """TASK:NAME -> the value of each prompt or problem, of what is a plain mean of these."""
+    return {
+        f"{file.parent.name}:{name}": values
+        for file in sorted(folder.glob("*/values.json"))
+        for name, values in json.loads(file.read_text(encoding="utf-8")).items()
+        if all(isinstance(value, int | float) for value in values)
+    }
 
 
 def is_kept(task: str, name: str) -> bool:

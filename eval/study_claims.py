@@ -11,8 +11,9 @@ nothing.
               contradicted if some say no and none yes; else not seen. A claim of which a test has
               nothing to compare is not measured
 
-Kinds of test; a and b select settings (family, setting, tau, alpha, beta) among the rows of the
-claim's process, b may be missing where it is not used:
+A claim speaks of one process of labels on the embedded task, or of one plan on a real checkpoint.
+Kinds of test; a and b select settings (family, setting, tau, alpha, beta) among the rows of that
+process or plan, b may be missing where it is not used:
 
     value        the metric of a
     difference   the metric of a minus that of b, by seed and problem
@@ -129,11 +130,21 @@ def read_claims(path: str | Path = CLAIMS) -> list[dict]:
     return claims
 
 
+def claims_for(plan: str) -> list[dict]:
+    """The claims that a study of this plan can measure: its own, or those of the embedded task."""
+    claims = read_claims()
+    own = [claim for claim in claims if claim.get("plan") == plan]
+    return own or [claim for claim in claims if "process" in claim]
+
+
 def check_claim(claim: object, where: str) -> None:
-    needed = {"id", "paper", "statement", "process", "tests", "needs_seeds", "rule"}
-    check_keys(claim, needed, {"where", "needs_plateau"}, where)
+    needed = {"id", "paper", "statement", "tests", "needs_seeds", "rule"}
+    check_keys(claim, needed, {"process", "plan", "where", "needs_plateau"}, where)
     where = f"{where} ({claim['id']})"
-    for key in {"id", "paper", "where", "statement", "process", "rule"} & claim.keys():
+    if ("process" in claim) == ("plan" in claim):
+        raise ValueError(f"{where}: expected either `process` or `plan`")
+    texts = {"id", "paper", "where", "statement", "process", "plan", "rule"}
+    for key in texts & claim.keys():
         check_text(claim[key], key, where)
     if claim["paper"] not in PAPERS:
         raise ValueError(f"{where}: paper: expected {', '.join(PAPERS)}, got {claim['paper']!r}")
@@ -222,7 +233,7 @@ def judge_claims(rows: Sequence[Row], claims: Sequence[dict]) -> list[Verdict]:
 
 
 def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
-    own = process_rows(rows, claim["process"])
+    own = process_rows(rows, claim["process"]) if "process" in claim else rows
     tests = [run_test(own, test) for test in claim["tests"]]
     cells = sorted({cell for test in tests for cell in test.cells})
     seeds = min((test.seeds for test in tests if test.outcome != MISSING), default=0)

@@ -53,7 +53,7 @@ class ModelPlan:
     sampling: tuple[str, ...]  # flags of sample.py
     sources: Mapping[str, str]  # setting -> "paper: ..." or "gap: ..."
     rates: tuple[float, ...] = (1.0,)
-    seeds: int = 3
+    seeds: int = 5
     controls: tuple[Control, ...] = ()
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
     reward: Reward | None = None
@@ -84,7 +84,7 @@ ULTRAFEEDBACK_SOURCES = {
     "data": "paper: UltraFeedback; gap: its binarized pairs, at most 60,000",
     "steps": "gap: one epoch, 16 pairs a step, cosine, warm-up over a tenth of the steps, as in "
     "Zephyr's recipe on one device",
-    "seeds": "gap: 3",
+    "seeds": "gap: 5",
     "prompts": "gap: 100 held-out prompts, 16 completions of each, 512 tokens at most",
     "embedding": f"gap: {ENCODER}",
 }
@@ -149,7 +149,7 @@ MODEL_PLANS = {
                 "adapter": f"paper: LoRA of rank 16 and alpha 16; gap: {DROPOUT}",
                 "learning rate": CHOSEN_RATE,
                 "lengths": f"gap: 1024 tokens, {LENGTHS}",
-                "seeds": "gap: 3",
+                "seeds": "gap: 5",
                 "prompts": "paper: 500 held-out prompts, 16 responses to each; gap: 512 tokens at "
                 "most",
                 "controls": "paper: DPO at token temperatures from 1 to 1.5, top-p and min-p; "

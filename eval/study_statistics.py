@@ -169,15 +169,17 @@ def split_metric(name: str) -> tuple[str, int | None, str | None]:
 
 
 def metric_values(row: Row, name: str) -> np.ndarray:
-    """A value for each problem, (P,), of a grade if `name` ends with one; () for TASK:NAME.
+    """A value for each problem, (P,), of a grade if `name` ends with one.
 
+    TASK:NAME: where the row has none for each problem, () of their mean or whatever it is;
     pass@K and valid@K: the unbiased estimate from n completions; unique: different completions / n;
     entropy: -log pi of a completion, in nats, for plain draws of the policy; entropy/token: over
     its tokens; other names: as the row has them. KeyError where the row does not have it.
     """
     check_metric(name, "metric")
     if ":" in name:
-        return np.array(row["metrics"][name]["value"], dtype=np.float64)
+        values = row.get("values", {}).get(name, row["metrics"][name]["value"])
+        return np.array(values, dtype=np.float64)
     problems, (base, k, grade) = row["problems"], split_metric(name)
     if k is not None:
         if k > problems["n"]:

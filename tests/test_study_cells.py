@@ -187,6 +187,7 @@ def test_what_a_folder_says(tmp_path):
     assert [one["prompt"] for one in row["samples"]] == ["p0", "p1", "p2", "p3"]  # 3 easy, 1 hard
     assert row["opinions"] == [{"prompt": "q", "p": 0.12346}]
     settings.write_text(json.dumps({"sampling": asdict(Sampling(1.2))}))
+    assert "values" not in row
     heated = collect(tmp_path)["problems"]  # -log pi of draws that are not the policy's own
     assert heated["cross_entropy"] == [3.0] * 5 and "entropy" not in heated
     assert row["reliability"] == {"arithmetic": [{"count": 5}]} and "curves" not in row
@@ -199,7 +200,10 @@ def test_completions_of_prompts_that_are_no_problems(tmp_path):
                                              for p in prompts])  # fmt: skip
     (tmp_path / "diversity").mkdir()
     (tmp_path / "diversity" / "summary.json").write_text('{"metrics": {}}')
+    values = {"tokens": [3, 4.5, 7.25, 1.0], "entropy/token": [[1.0, 3], [2.0, 5]]}  # a ratio
+    (tmp_path / "diversity" / "values.json").write_text(json.dumps(values))
     row = collect(tmp_path)
+    assert row["values"] == {"diversity:tokens": [3, 4.5, 7.25, 1.0]}
     shown = ("x", "a", "user: a\n\nassistant: b\n\nuser: c")
     assert row["samples"] == [{"prompt": p, "completions": ["p", "q", "r"]} for p in shown]
     assert "problems" not in row

@@ -19,11 +19,13 @@ from eval.study_claims import (
     NOT_SEEN,
     UNCLEAR,
     YES,
+    claims_for,
     decide,
     judge_claims,
     outcome_of,
     read_claims,
 )
+from eval.study_models import MODEL_PLANS
 from eval.study_statistics import Interval
 from tests.study_example import rows as example_rows
 
@@ -303,6 +305,7 @@ def test_malformed_tests(tmp_path, test, message) -> None:
         ({"tests": []}, "expected `tests`"),
         ({"statement": 3}, "statement: expected a text"),
         ({"verdict": "holds"}, "unknown verdict"),
+        ({"plan": "small"}, "expected either `process` or `plan`"),
     ],
 )
 def test_malformed_claims(tmp_path, claim, message) -> None:
@@ -326,9 +329,9 @@ def test_malformed_files(tmp_path) -> None:
 
 
 def test_the_claims_cover_both_papers() -> None:
-    claims = read_claims()
+    assert all(claim["needs_seeds"] >= 5 for claim in read_claims())
+    claims = claims_for("full")
     assert {claim["paper"] for claim in claims} == {"SPL", "H-DPO", "ours"}
-    assert all(claim["needs_seeds"] >= 5 for claim in claims)
     assert {claim["process"] for claim in claims} == {"verdict", "population"}
     theory = {"spl-proportional", "spl-majority", "spl-log-odds"}
     for claim in claims:  # theory has an optimum for coins alone, and speaks of runs that reach it
@@ -338,7 +341,7 @@ def test_the_claims_cover_both_papers() -> None:
 
 def test_the_claims_are_judged_on_an_invented_study() -> None:
     """Entropy grows with tau there, and opinions follow theory; it has no plan `temperature`."""
-    verdicts = {v.claim["id"]: v for v in judge_claims(example_rows(), read_claims())}
+    verdicts = {v.claim["id"]: v for v in judge_claims(example_rows(), claims_for("full"))}
     assert verdicts["spl-entropy-population"].verdict == HOLDS
     assert verdicts["spl-entropy-population"].tests[0].value == 1
     assert verdicts["spl-log-odds"].verdict == HOLDS
@@ -347,11 +350,42 @@ def test_the_claims_are_judged_on_an_invented_study() -> None:
     assert len(measured) > 25 and all(v.enough_seeds for v in measured)
 
 
+@pytest.mark.parametrize("plan", MODEL_PLANS.values(), ids=lambda plan: plan.name)
+def test_a_plan_has_the_settings_and_the_numbers_of_its_claims(plan) -> None:
+    """Nothing that a claim names is missing from a study with all of the plan's benchmarks."""
+    claims, others = claims_for(plan.name), claims_for("full")
+    assert claims and not {claim["id"] for claim in claims} & {claim["id"] for claim in others}
+    tasks = {"diversity", *plan.benchmarks} | ({"reward"} if plan.reward else set())
+    names = {test[key] for claim in claims for test in claim["tests"] for key in ("metric", "at")
+             if key in test}  # fmt: skip
+    assert {name.partition(":")[0] for name in names} <= tasks
+    numbers = {"metrics": {name: {"value": 0.5} for name in names}}
+    keys = ("family", "setting", "tau", "alpha", "beta")
+    settings = [{key: getattr(method, key) for key in keys} for method in plan.methods]
+    settings += [{"family": c.family, "setting": c.setting, "tau": None} for c in plan.controls]
+    rows = [row(**setting, seed=seed, process="pairs") | numbers
+            for setting in settings for seed in range(plan.seeds)]  # fmt: skip
+    rows.append(row("base", "base", 0, "base", process="pairs") | numbers)
+    for verdict in judge_claims(rows, claims):
+        assert verdict.verdict != NOT_MEASURED, verdict.note
+        assert verdict.enough_seeds == (plan.name != "small")
+
+
+def test_values_of_problems_are_paired() -> None:
+    """Two problems, 0.5 more on each: the same in every draw, though the problems differ."""
+    low, high = ({"gsm8k:pass@1": [v, v + 0.25]} for v in (0.0, 0.5))
+    both = [row("spl", f"tau {tau}", 0, tau=tau, beta=0.1, values=values,
+                metrics={"gsm8k:pass@1": {"value": values["gsm8k:pass@1"][0] + 0.125}})
+            for tau, values in ((1, low), (2, high))]  # fmt: skip
+    (test,) = judge(a_test(metric="gsm8k:pass@1"), rows=both).tests
+    assert (test.value, test.low, test.high, test.over) == (0.5, 0.5, 0.5, "problems")
+
+
 def test_a_small_study_is_not_measured_where_it_has_no_cells() -> None:
     rows = example_rows(seeds=1, taus=(0.8, 1.0, 2.0), controls=False)
-    verdicts = {v.claim["id"]: v for v in judge_claims(rows, read_claims())}
+    verdicts = {v.claim["id"]: v for v in judge_claims(rows, claims_for("full"))}
     assert verdicts["spl-pass-128"].verdict == NOT_MEASURED
     assert "spl tau 1.1 beta 0.1" in verdicts["spl-pass-128"].note
     assert verdicts["hdpo-pass-1"].verdict != NOT_MEASURED
     assert not verdicts["hdpo-pass-1"].enough_seeds
-    assert judge_claims([], read_claims()[:1])[0].verdict == NOT_MEASURED
+    assert judge_claims([], claims_for("full")[:1])[0].verdict == NOT_MEASURED
