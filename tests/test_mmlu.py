@@ -83,6 +83,7 @@ def test_the_prompt_by_hand(folders):
     two = "Two?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\n"
     asked = "What is 2 + 2?\nA. 3\nB. 4\nC. 5, or so\nD. None\nAnswer:"
     assert question.prompt == header + one + two + asked
+    assert ask(0, problems[0], {}).prompt == header + asked
     assert question.shorter == (header + one + asked, header + asked)
     assert question.choices == (" A", " B", " C", " D") and question.group == "abstract_algebra"
 
