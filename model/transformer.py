@@ -284,7 +284,10 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False  # recompute each block in the backward pass
         self.keep_every = 0  # but for every n-th
         self.head = HeadOptions()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # filled later, as all weights are: nn.Embedding draws its own, which on the meta device
+        # imports torch's compiler, a fourth of the time that a short command takes
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if config.scalar_head:

@@ -14,6 +14,7 @@ from eval import speed_decode
 from eval.speed_decode import Drawn, draw_ours, draw_transformers, load_ours
 from eval.speed_step import ProductRecorder
 from model.cache import Row
+from model.checkpoint import init_weights
 from model.generate import decode_one_token, prefill
 from model.transformer import ModelConfig, Transformer
 from tests.conftest import ROOT
@@ -42,6 +43,7 @@ def make_job(lengths=(3, 9, 5), **fields) -> dict:
 def tiny() -> Transformer:
     """2 layers, 6 heads of 4 on 2 key heads: linear layers of 24 x 24, 8 x 24, 40 x 24, ..."""
     model = Transformer(ModelConfig(50, 24, 40, 2, 6, 2, 4))
+    init_weights(model, 0)
     return model.eval()
 
 
