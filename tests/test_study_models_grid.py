@@ -15,7 +15,7 @@ import pytest
 from data.prompts import read_prompts
 from eval import study
 from eval.study_cells import read_study
-from eval.study_models import MODEL_PLANS
+from eval.study_models import MODEL_PLANS, Benchmark, Reward
 from eval.study_models_grid import (
     GPU_FLOPS,
     count_cells,
@@ -24,7 +24,7 @@ from eval.study_models_grid import (
     plan_study,
     seconds_for,
 )
-from eval.study_plans import drawn, spl
+from eval.study_plans import spl
 from tests.conftest import ROOT
 from tests.test_readme import flags_of
 
@@ -194,32 +194,38 @@ def test_mistakes_end_before_anything_runs(plan, flags, message, tmp_path, monke
 
 
 def test_a_plan_from_the_split_to_the_report(tmp_path, monkeypatch, stories_dir):
-    """`small` made smaller, on stories260k: every cell runs, and says what rows have to say."""
+    """`small` made smaller, on stories260k, with a reward model and a benchmark that it grades:
+    every cell runs, and says what rows have to say.
+    """
+    short = ("--batch_size", "5", "--max_length", "192", "--max_prompt_length", "96")
     plan = replace(
         MODEL_PLANS["small"],
         methods=(spl(1.0),),
         pairs=10,
         eval_pairs=4,
-        train=("--batch_size", "5", "--max_length", "192", "--max_prompt_length", "96",
-               "--eval_every", "1"),
+        train=(*short, "--eval_every", "1"),
         prompts=5,
         n=3,
         sampling=("--max_new_tokens", "8"),
         seeds=1,
-        controls=drawn("top-p", "p", "--top_p", (0.9,)),
+        benchmarks={"gsm8k": Benchmark(("--n", "64", "--limit", "2", "--max_new_tokens", "4"),
+                                       2 * 64 * 4, graded=True)},
+        reward=Reward(short, 1e-3),
     )  # fmt: skip
     monkeypatch.setitem(MODEL_PLANS, "small", plan)
-    flags = ("--plan", "small", "--model", stories_dir, "--out", tmp_path, "--threads", "1",
-             "--data", TINY / "eval.jsonl")  # fmt: skip
+    sums, out = tmp_path / "sums.jsonl", tmp_path / "out"
+    sums.write_text('{"question": "2 + 2?", "answer": "#### 4"}\n' * 2)
+    flags = ("--plan", "small", "--model", stories_dir, "--out", out, "--threads", "1",
+             "--data", TINY / "eval.jsonl", "--benchmarks", f"gsm8k={sums}")  # fmt: skip
     run(monkeypatch, *flags)
-    rows = {row["cell"]: row for row in read_study(tmp_path)}
+    rows = {row["cell"]: row for row in read_study(out)}
     assert Counter(row["kind"] for row in rows.values()) == {
-        "split": 1, "base": 1, "train": 1, "test": 1, "decode": 1,
+        "split": 1, "difficulty": 1, "judge": 1, "base": 1, "train": 1, "test": 1,
     }  # fmt: skip
     train = rows["eval/spl/tau 1/rate 1/seed 0/train"]
     assert train["curves"]["step"] == [0, 1, 2] and len(train["curves"]["eval/loss"]) == 3
-    measured = [row for row in rows.values() if row["kind"] in ("base", "test", "decode")]
-    asked = read_prompts(tmp_path / "cells" / "eval" / "pairs" / "prompts.jsonl")
+    measured = [row for row in rows.values() if row["kind"] in ("base", "test")]
+    asked = read_prompts(out / "cells" / "eval" / "pairs" / "prompts.jsonl")
     for row in measured:
         assert row["process"] == "eval" and row["source"] == stories_dir.name
         assert [sample["prompt"] for sample in row["samples"]] == [
@@ -227,17 +233,18 @@ def test_a_plan_from_the_split_to_the_report(tmp_path, monkeypatch, stories_dir)
         ]
         assert all(len(sample["completions"]) == 3 for sample in row["samples"])
         names = {"input/distinct_2", "input/cosine_distance", "reference_cross_entropy/sequence",
-                 "tokens"}  # fmt: skip
-        own = "cross_entropy" if row["kind"] == "decode" else "entropy"  # of what was drawn plainly
-        names.add(f"{own}/sequence")
+                 "entropy/sequence", "tokens"}  # fmt: skip
         assert {f"diversity:{name}" for name in names} <= set(row["metrics"])
+        assert {"reward:reward@1", "gsm8k:pass@64", "gsm8k:pass@64/hard"} <= set(row["metrics"])
+        assert len(row["values"]["reward:reward@1"]) == 5
+        assert row["values"]["gsm8k:pass@64"] == [0, 0]  # stories solve nothing
     base = rows["base/eval"]["metrics"]  # the reference read as it was drawn: one number, twice
     entropy, cross = (base[f"diversity:{name}/sequence"]["value"]
                       for name in ("entropy", "reference_cross_entropy"))  # fmt: skip
     assert entropy == pytest.approx(cross, rel=0.02)
-    about = json.loads((tmp_path / "study.json").read_text())
+    about = json.loads((out / "study.json").read_text())
     assert about["model"] == stories_dir.name and about["data"] == ["eval.jsonl"]
     assert about["recipe"]["sources"]["embedding"].startswith("gap: ")
-    assert (tmp_path / "report.html").is_file()
+    assert "<h4>GSM8K</h4>" in (out / "report.html").read_text()
     with pytest.raises(ValueError, match=r"holds a study with model stories260k, not tiny"):
         run(monkeypatch, *flags[:3], TINY, *flags[4:])
