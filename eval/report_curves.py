@@ -4,6 +4,8 @@ No command of its own. A line is a setting, its band an interval; `rows` are tho
 study, see eval/report_rows.py. A chart for which the rows have nothing is left out.
 """
 
+# ruff: noqa: RUF001 signs of mathematics in captions
+
 import math
 from collections.abc import Sequence
 
@@ -48,6 +50,14 @@ CURVES = {  # of the held-out evaluations: title, y axis
     "mass/policy": ("Mass on the two answers", "probability"),
     "guarded": ("Guarded exponentials", "share of completions"),
 }
+BY_RATE = {  # of the end of a training: title, y axis
+    "validation_entropy": ("Entropy, validation problems", "nats per completion"),
+    "validation:pass@1": ("pass@1, validation problems", "fraction of problems"),
+    "eval/rewards/accuracies": ("Held-out accuracy", "share of pairs"),
+    "eval/loss": ("Held-out loss", "nats"),
+}
+RATE_COLOURS: Sequence[Colour] = (("#E69F00", "#F0BE4E"), ("#0072B2", "#56B4E9"),
+                                  ("#CC79A7", "#E3A6C6"))  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -56,6 +66,7 @@ CURVES = {  # of the held-out evaluations: title, y axis
 
 def training(rows: Sequence[Row]) -> list[Panel]:
     """The held-out evaluations of each tau, and of the other objectives, at the chosen rate."""
+    tried = [row for row in trained(rows) if row["seed"] == 0]
     rows = [row for row in trained(rows) if row.get("curves") and is_chosen(row, rows)]
     tau = list(by_tau(rows).values())
     rest = [same for same in settings(rows).values() if same not in tau]
@@ -69,7 +80,36 @@ def training(rows: Sequence[Row]) -> list[Panel]:
         Panel("training", "Held-out evaluations by τ", step_charts(tau), caption),
         Panel("training-controls", "The same for the other objectives", step_charts(rest), caption,
               folded=True),
+        Panel("rates", "τ and the learning rate, apart", rate_charts(tried),
+              "Seed 0 at every learning rate that was tried, at the end of its training."),
     ]  # fmt: skip
+
+
+def rate_charts(rows: Sequence[Row]) -> tuple[Chart, ...]:
+    """Against tau, a line for each learning rate; none where one alone was tried."""
+    rates = sorted({row["rate"] for row in rows if row.get("rate")})
+    charts, ticks = [], tuple(by_tau(rows))
+    for name, (caption, unit) in BY_RATE.items() if len(rates) > 1 and len(ticks) > 1 else ():
+        lines = []
+        for i, rate in enumerate(rates):
+            own = by_tau([row for row in rows if row["rate"] == rate])
+            points = [
+                Point(tau, y)
+                for tau, (row, *_) in own.items()
+                if finite(y := last_value(row, name))
+            ]
+            lines.append(Series(f"{rate:.3g} × default", RATE_COLOURS[i % len(RATE_COLOURS)],
+                                tuple(points), MARKERS[i % len(MARKERS)]))  # fmt: skip
+        if any(line.points for line in lines):
+            charts.append(Chart(caption, "τ", unit, tuple(lines), log_x=True, x_ticks=ticks))
+    return tuple(charts)
+
+
+def last_value(row: Row, name: str) -> object:
+    """What the end of a training says; None where it does not."""
+    if name in row.get("curves", ()):
+        return row["curves"][name][-1]
+    return row.get(name, row["metrics"].get(name, {}).get("value"))
 
 
 def step_charts(groups: Sequence[Sequence[Row]]) -> tuple[Chart, ...]:

@@ -194,6 +194,8 @@ def collect(folder: Path) -> dict:
     validation = folder / "validation" / "samples.jsonl"
     if validation.is_file():
         row["validation_entropy"] = mean_entropy([sample for _, sample in read_rows(validation)])
+        values = json.loads((validation.with_name("values.json")).read_text(encoding="utf-8"))
+        row["validation"] = values["pass@1"]
     samples = folder / "samples.jsonl"
     if (folder / "arithmetic" / "items.jsonl").is_file() and samples.is_file():
         items = [item for _, item in read_rows(folder / "arithmetic" / "items.jsonl")]

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from eval.study_cells import Cell, folder_of
 from eval.study_plans import TINY, Control, Grid, Method, Plan, Process, Source, spl
 
@@ -69,21 +71,22 @@ def train_name(process: Process, method: Method, rate: float, seed: int) -> str:
 
 
 def chosen_rate(grid: Grid, method: Method, trained: Rows) -> float | None:
-    """The rate with the best of `chosen_by` at seed 0; None as long as one has not been tried."""
-    scores = {}
-    for rate in grid.rates:
-        row = trained.get(train_name(grid.process, method, rate, 0))
-        if row is None:
-            return None
-        scores[rate] = selection_score(grid.process, row)
-    return max(scores, key=scores.get)
+    """The rate that seed 0 does best at; None as long as one has not been tried.
 
-
-def selection_score(process: Process, row: Mapping) -> float:
-    """Larger is better."""
-    if process.chosen_by == "eval/loss":
-        return -row["curves"]["eval/loss"][-1]
-    return row["metrics"][process.chosen_by]["value"]
+    On held-out pairs that is the least loss. On validation problems it is 1, unless the pass@1 of
+    another is ahead by more than a standard error of the difference: else noise would choose, and
+    what is said of two tau might be true of two rates.
+    """
+    names = {rate: train_name(grid.process, method, rate, 0) for rate in grid.rates}
+    if not trained.keys() >= set(names.values()):
+        return None
+    rows = {rate: trained[name] for rate, name in names.items()}
+    if grid.process.chosen_by == "eval/loss":
+        return min(rows, key=lambda rate: rows[rate]["curves"]["eval/loss"][-1])
+    solved = {rate: np.array(row["validation"]) for rate, row in rows.items()}  # (P,) pass@1
+    best = max(solved, key=lambda rate: solved[rate].mean())
+    ahead = solved[best] - solved[1.0]
+    return best if ahead.mean() > ahead.std(ddof=1) / math.sqrt(len(ahead)) else 1.0
 
 
 def methods_of(grid: Grid, by_name: Rows) -> list[Method]:

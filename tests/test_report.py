@@ -105,7 +105,7 @@ def test_pictures_go_beside_the_page(monkeypatch, tmp_path):
     every = report.panels  # drawing takes seconds: the training curves alone
 
     def training(found) -> dict:
-        return {name: made * (name == "training") for name, made in every(found).items()}
+        return {name: made[: name == "training"] for name, made in every(found).items()}
 
     monkeypatch.setattr(report, "panels", training)
     run(monkeypatch, tmp_path / "one", "--out", tmp_path / "page.html")

@@ -49,6 +49,23 @@ def test_training_shows_the_chosen_rates_and_every_logged_term(verdict):
     assert "f-DPO, forward_kl" in names and found["training-controls"].folded
 
 
+def test_a_rate_has_a_line_over_tau_of_its_first_seed(verdict):
+    verdict = [dict(row) for row in verdict if row["setting"] != "tau 1" or row.get("rate") != 3]
+    for row in verdict:
+        if row["kind"] == "train":
+            row["validation_entropy"] = (row["tau"] or 0) + row["seed"]
+    charts = {c.title: c for c in panels(training(verdict))["rates"].charts}
+    lines = charts["Entropy, validation problems"].series
+    assert [s.name[:5] for s in lines] == ["0.333", "1 \u00d7 d", "3 \u00d7 d"]
+    assert [(p.x, p.y) for p in lines[1].points] == [(0.8, 0.8), (1, 1), (2, 2)]
+    assert [p.x for p in lines[2].points] == [0.8, 2]  # not tried at tau 1
+    (row,) = (row for row in verdict if row["setting"] == "tau 2" and row["kind"] == "train"
+              and row["seed"] == 0 and row["rate"] == 3)  # fmt: skip
+    assert charts["Held-out loss"].series[2].points[-1].y == row["curves"]["eval/loss"][-1]
+    alone = [row for row in verdict if row["kind"] != "train" or row["rate"] == 1]
+    assert "rates" not in panels(training(alone)) or not panels(training(alone))["rates"].charts
+
+
 def test_pass_at_k_is_the_mean_of_the_problems_of_that_difficulty(verdict):
     """Against `pass_at_k` of eval.metrics, problem by problem."""
     charts = panels(passing(measured(verdict)))["pass-at-k"].charts

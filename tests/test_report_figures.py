@@ -83,7 +83,7 @@ def test_bins_of_seeds_are_weighed_by_their_counts():
 def test_every_section_of_a_whole_study_has_its_figures(verdict):
     found = {name: [p.name for p in made] for name, made in panels(verdict).items()}
     assert found == {
-        "training": ["training", "training-controls"],
+        "training": ["training", "training-controls", "rates"],
         "pass": ["pass-at-k", "valid-at-k", "controls", "controls-others"],
         "benchmarks": [],
         "tau": ["tau"],

@@ -44,8 +44,8 @@ PLAN = Plan(
 
 def trained(grid, method, rate, seed=0, score=0.0):
     name = train_name(grid.process, method, rate, seed)
-    metrics = {"validation:pass@1": {"value": score}}
-    return {"cell": name, "kind": "train", "metrics": metrics, "curves": {"eval/loss": [1, score]}}
+    curves = {"eval/loss": [1, score]}
+    return {"cell": name, "kind": "train", "validation": [score, score + 0.1], "curves": curves}
 
 
 def names(rows, kind=None):
@@ -70,6 +70,22 @@ def test_the_best_rate_goes_on_to_all_seeds_tests_and_controls():
     assert "verdict/spl/tau 1/rate 0.5/seed 1/train" in names(rows, "train")
     assert "verdict/spl/tau 1/rate 1/seed 1/train" not in names(rows, "train")
     assert len(names(rows, "decode")) == 6 and len(names(rows, "draws")) == 2
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rate"),
+    [
+        ((0.1, 0.3), 0.5),  # mean 0.2, standard error 0.1
+        ((-0.1, 0.3), 1.0),  # 0.1, 0.2
+        ((-0.3, -0.1), 1.0),
+        ((0.0, 0.0), 1.0),
+    ],
+)
+def test_another_rate_has_to_be_better_by_a_standard_error(ahead, rate):
+    grid, method = PLAN.grids[0], PLAN.grids[0].methods[0]
+    rows = {rate: trained(grid, method, rate) for rate in grid.rates}
+    rows[1.0]["validation"], rows[0.5]["validation"] = [0.5, 0.4], [0.5 + ahead[0], 0.4 + ahead[1]]
+    assert chosen_rate(grid, method, {row["cell"]: row for row in rows.values()}) == rate
 
 
 def test_the_population_chooses_by_the_least_held_out_loss():
@@ -103,7 +119,7 @@ def flags(command):
 
 
 def test_what_a_training_and_its_test_are_told():
-    rows = [trained(PLAN.grids[0], spl(2.0), rate) for rate in (0.5, 1.0)]
+    rows = [trained(PLAN.grids[0], spl(2.0), rate, score=1 - rate) for rate in (0.5, 1.0)]
     cells = {cell.name: cell for cell in next_cells(PLAN, rows, OUT)}
     train = cells["verdict/spl/tau 2/rate 0.5/seed 1/train"]
     given = flags(train.commands[0])
@@ -168,7 +184,7 @@ def test_a_search_waits_for_all_seeds_and_ends():
         for seed in range(grid.seeds):
             name = train_name(grid.process, spl(tau), 1.0, seed)
             rows[name] = {"validation_entropy": entropy + (-0.1, 0.1)[seed],
-                          "metrics": {"validation:pass@1": {"value": 0.4}}}  # fmt: skip
+                          "validation": [0.4, 0.4]}  # fmt: skip
         if tau == 1.0:
             missing = rows.pop(name)
             assert [m.tau for m in methods_of(grid, rows)] == [1.0]
