@@ -22,6 +22,7 @@ from eval.plots import read_json
 from eval.report_charts import INK, Colour
 from eval.study_statistics import (
     MEASURED,
+    SHARES,
     metric_values,
     process_rows,
     seed_and_problem_interval,
@@ -58,12 +59,6 @@ TAUS = {  # warm below 1, ink at 1, cold above
     1.2: ("#009E73", "#2FD0A3"), 1.5: ("#33A6C8", "#6FD0EA"), 2.0: ("#0072B2", "#56B4E9"),
     4.0: ("#3F4FB5", "#8F9BF0"), 10.0: ("#7A2E9D", "#C78BE3"), 11.0: ("#B0307F", "#EE8CC4"),
 }  # fmt: skip
-SHARES = re.compile(
-    r"([a-z_\d]+:(letters/)?)?"
-    r"(pass|valid|floor|majority|unique|distinct|no_answer|ece|mass|share|accuracy|mc\d|prompt_"
-    r"|instruction_).*"
-    r"|diversity:input/(distinct|unique|self_bleu).*"
-)  # metrics in [0, 1], which their intervals do not leave on the page
 
 
 # ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ nothing.
 
     a test    yes if its interval lies wholly on the expected side of the threshold, no if wholly on
               the other side, else unclear; "=" means within `margin` of the threshold
+              A no is unclear where b leaves no room for a yes: to a share of 0.98 none can add 0.05
     a claim   holds if every test says yes; holds in part if some do, whatever the others say;
               contradicted if some say no and none yes; else not seen. A claim of which a test has
               nothing to compare is not measured
@@ -41,6 +42,7 @@ from data.rows import check_text, describe
 from data.tokenizer import parse_json
 from eval.study_statistics import (
     SELECTED,
+    SHARES,
     Interval,
     MissingError,
     Row,
@@ -300,16 +302,30 @@ def compare(test: Mapping, ours: Settings, theirs: Settings, looks: int = 1) -> 
     if test["kind"] == "spearman":
         found = clip(found, -1, 1)
     names = [seed_row(setting, seed)["cell"] for setting in settings for seed in seeds]
+    outcome, note = outcome_of(test, found), ""
+    if outcome == NO and (most := most_of_share(test, theirs, seeds)) is not None:
+        outcome = UNCLEAR
+        note = f"{test['metric']} of {selector_text(test['b'])} leaves {most:.3f} to gain"
     return TestResult(
         test_text(test),
         *(None if math.isnan(number) else number for number in found),
         test["threshold"],
-        outcome_of(test, found),
+        outcome,
         covers(read_values(ours[0], seeds, test["metric"])),
         confidence,
         len(seeds),
         tuple(dict.fromkeys(names)),
+        note,
     )
+
+
+def most_of_share(test: Mapping, theirs: Settings, seeds: Sequence[int]) -> float | None:
+    """What b leaves to gain of a share, where that is not the gain that is expected; else None."""
+    gain = test["threshold"] if (test["kind"], test["expected"]) == ("difference", ">") else 0
+    if gain <= 0 or not SHARES.fullmatch(test["metric"]):
+        return None
+    most = 1 - mean_numbers(read_values(theirs[0], seeds, test["metric"]))[:, 0].mean()
+    return float(most) if most <= gain else None
 
 
 def compute_numbers(

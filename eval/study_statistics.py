@@ -34,6 +34,12 @@ COUNTED = {"pass": "correct", "valid": "valid"}  # NAME@k -> the counts that it 
 METRIC = re.compile(
     r"(?P<name>entropy/token|[a-z_]+)(@(?P<k>[1-9]\d*))?(/(?P<grade>easy|medium|hard))?"
 )
+SHARES = re.compile(
+    r"([a-z_\d]+:(letters/)?)?"
+    r"(pass|valid|floor|majority|unique|distinct|no_answer|ece|mass|share|accuracy|mc\d|prompt_"
+    r"|instruction_).*"
+    r"|diversity:input/(distinct|unique|self_bleu).*"
+)  # names of metrics in [0, 1]
 
 Row = Mapping[str, Any]
 Setting = dict[int, Row]  # seed -> row

@@ -99,6 +99,20 @@ def test_difference_by_hand() -> None:
     assert len(found.cells) == 6
 
 
+@pytest.mark.parametrize(
+    ("threshold", "outcome", "note"), [(0.5, UNCLEAR, "pass@1 of spl tau 1 beta 0.1 leaves 0.375"),
+                                       (0.3, NO, ""), (0.375, UNCLEAR, "leaves 0.375")]
+)  # fmt: skip
+def test_where_there_is_no_room_a_no_is_unclear(threshold, outcome, note) -> None:
+    """pass@1 of both is (4/4 + 1/4) / 2 = 0.625: nothing can add 0.5 to it, but 0.3."""
+    verdict = judge(a_test(metric="pass@1", threshold=threshold))
+    (test,) = verdict.tests
+    assert (test.value, test.outcome) == (0, outcome)
+    assert note in test.note and test.note in verdict.note
+    (gone,) = judge(a_test(metric="entropy", threshold=99)).tests  # no share
+    assert gone.outcome == NO
+
+
 def test_other_kinds_by_hand() -> None:
     """Entropies 1, 2, 4 at tau 0.5, 1, 2 (and 0.01 * seed); pass@1 is 1 and 1/4 everywhere."""
     cases = [
