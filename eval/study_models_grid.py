@@ -319,13 +319,13 @@ def measure(
         ("-m", "eval.diversity", "--samples", samples, "--embedding_model", study.model,
          "--reference", study.model, "--out", f"{folder}/diversity"),
     ]  # fmt: skip
-    drawn = plan.prompts * plan.n * plan.reply_tokens
-    read = 2 * drawn
+    replies = plan.prompts * plan.n * plan.reply_tokens
+    drawn, read = replies, 2 * replies
     if plan.reward:
         run = f"{folder_of(out, reward_name(study))}/train"
         commands.append(("-m", "eval.reward", "--reward_model", study.model, "--reward_adapter",
                          run, "--samples", samples, "--out", f"{folder}/reward"))  # fmt: skip
-        read += plan.prompts * plan.n * plan.reply_tokens
+        read += replies
     for name, files in study.benchmarks.items():
         benchmark = plan.benchmarks[name]
         if not benchmark.drawn and decoding:
