@@ -71,12 +71,14 @@ def train_name(process: Process, method: Method, rate: float, seed: int) -> str:
 
 
 def chosen_rate(grid: Grid, method: Method, trained: Rows) -> float | None:
-    """The rate that seed 0 does best at; None as long as one has not been tried.
+    """The only rate, or the one that seed 0 does best at; None as long as one has not been tried.
 
     On held-out pairs that is the least loss. On validation problems it is 1, unless the pass@1 of
     another is ahead by more than a standard error of the difference: else noise would choose, and
     what is said of two tau might be true of two rates.
     """
+    if len(grid.rates) == 1:
+        return grid.rates[0]
     names = {rate: train_name(grid.process, method, rate, 0) for rate in grid.rates}
     if not trained.keys() >= set(names.values()):
         return None

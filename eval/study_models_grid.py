@@ -171,8 +171,7 @@ def next_cells(study: ModelStudy, rows: Sequence[Mapping], out: Path) -> list[Ce
     cells.append(base_cell(study, out))
     for method in grid.methods:
         cells += [train_cell(study, method, rate, 0, out) for rate in grid.rates]
-        only = grid.rates[0] if len(grid.rates) == 1 else None
-        rate = only or chosen_rate(grid, method, trained)
+        rate = chosen_rate(grid, method, trained)
         for seed in range(grid.seeds) if rate is not None else ():
             if seed:
                 cells.append(train_cell(study, method, rate, seed, out))
