@@ -20,7 +20,7 @@ def glance(data: Mapping[str, Any], rows: Sequence[Row], audited: set[int]) -> s
     counts = data["counts"]
     captions = {
         "pairs": "pairs",
-        "saturated": "saturated: |margin| so large that no gradient is left",
+        "saturated": "saturated: |margin| above 20, where its sigmoid is 0 or 1",
         "contradicted": "contradicted by the policy: margin below 0",
         "duplicates": "duplicates of an earlier pair",
         "truncated_prompts": "truncated prompts",

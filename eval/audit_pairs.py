@@ -29,7 +29,7 @@ from model.run import choose_device
 from model.training_state import checkpoints, load_trained, number
 from model.transformer import Transformer
 
-SATURATED = 20.0  # |margin| from which on the sigmoid leaves no gradient to speak of
+SATURATED = 20.0  # |margin| where sigmoid(-margin), the weight of a pair's gradient, is 2e-9 or 1
 SHOWN = 2000  # pairs at a glance, at most
 
 
@@ -233,8 +233,12 @@ def glance(
 
 def logged(config: AuditConfig, rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
     """The run's last evaluation beside the same means here; None where they are not the same."""
-    same = config.run is not None and config.on == "eval" and config.limit is None
-    if not same or config.data is not None or config.adapter is not None:
+    others = ("model", "adapter", "policy", "data", "objective", "alpha", "beta",
+              "label_smoothing", "limit", "chat_format", "max_length", "max_prompt_length",
+              "tokenizer")  # fmt: skip
+    if config.run is None or config.on != "eval":
+        return None
+    if any(getattr(config, name) is not None for name in others):
         return None
     records = [r for r in read_records(Path(config.run) / "metrics.jsonl") if "eval/loss" in r]
     if not records:

@@ -129,11 +129,16 @@ def upper_edges(confidences: np.ndarray, bins: int, scheme: str) -> np.ndarray:
     return np.sort(confidences)[last]
 
 
+def bin_numbers(confidences: np.ndarray, bins: int, scheme: str) -> np.ndarray:
+    """(N,) the bin of each, 0, ..., B - 1."""
+    return np.searchsorted(upper_edges(confidences, bins, scheme), confidences)
+
+
 def bin_means(
     confidences: np.ndarray, bins: int, scheme: str, *values: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """(count, mean of each of the values), (B',) each, of the B' bins that are not empty."""
-    number = np.searchsorted(upper_edges(confidences, bins, scheme), confidences)  # (N,)
+    number = bin_numbers(confidences, bins, scheme)
     counts = np.bincount(number)
     filled = np.flatnonzero(counts)
     sums = (np.bincount(number, weights=value)[filled] for value in values)

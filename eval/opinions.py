@@ -20,6 +20,7 @@ intervals over them:
 
     mass, reference_mass     of the two answers together: theory says nothing of it
     share_error              |pi(first | one of the two) - p|, p the share in the population
+    majority                 pi(the answer of the majority | one of the two)
     log_odds_error           |policy's log-odds - theory's|
     slope, correlation       of the policy's log-odds on theory's; theory has 1. Both go through the
                              origin, since which of two answers comes first is a choice
@@ -228,11 +229,12 @@ def tell_theory(run: Mapping) -> dict:
 
 
 def metric_values(items: Sequence[Mapping]) -> Metrics:
-    shares = [sigmoid(item["policy_log_odds"]) for item in items]
+    shares = [(sigmoid(item["policy_log_odds"]), item["p"]) for item in items]
     values: Metrics = {
         "mass": [item["policy_mass"] for item in items],
         "reference_mass": [item["reference_mass"] for item in items],
-        "share_error": [abs(s - item["p"]) for s, item in zip(shares, items, strict=True)],
+        "share_error": [abs(share - p) for share, p in shares],
+        "majority": [share if p > 0.5 else 1 - share for share, p in shares],
     }
     rows = [(i["theory_log_odds"], i["policy_log_odds"]) for i in items]
     rows = np.array([row for row in rows if row[0] is not None])  # (N, 2)

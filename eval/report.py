@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.claims import claims_for
 from eval.page import heading, number, section, show, table, write_page
 from eval.report_benchmarks import benchmarks_html
 from eval.report_charts import Panel, panel_html
@@ -24,7 +25,7 @@ from eval.report_pictures import draw_pictures
 from eval.report_questions import questions_html
 from eval.report_rows import MEASURED, Row, Study, parts, read_study, samples_of, spread
 from eval.report_tables import cells_html, claims_html, matched_html, rates_html, samples_html
-from eval.study_claims import claims_for, judge_claims
+from eval.study_claims import judge_claims
 from model.config import parse_config
 from model.run import run_main
 
@@ -103,9 +104,9 @@ def body(studies: Sequence[Study], found: Sequence[Part]) -> str:
     both = list(zip(studies, anchors, strict=True))
     names = [study.plan if len(studies) > 1 else "" for study in studies]
     made = [("run", "What was run", joined(zip(names, map(run_html, studies), strict=True)))]
-    verdicts = (claims_html(judge_claims(s.rows, claims_for(s.plan)), places) for s, places in both)
-    blocks = zip(names, verdicts, strict=True)
-    made.append(("claims", "Claims", joined(blocks)))
+    verdicts = (judge_claims(study.rows, claims_of(study)) for study in studies)
+    blocks = (claims_html(found, places) for found, places in zip(verdicts, anchors, strict=True))
+    made.append(("claims", "Claims", joined(zip(names, blocks, strict=True))))
     for name, title in FIGURES.items():
         blocks = ((part.title, figures_html(part, name)) for part in found)
         made.append((name, title, joined(blocks)))
@@ -120,6 +121,12 @@ def body(studies: Sequence[Study], found: Sequence[Part]) -> str:
     contents = f'<nav><ul class="contents">{links}</ul></nav>\n'
     sections = "".join(section(title, html, name) for name, title, html in made)
     return f"<main>\n{heading(title_of(studies))}{contents}{sections}</main>\n"
+
+
+def claims_of(study: Study) -> list[dict]:
+    """The claims that speak of its plan, or of a process that it has."""
+    processes = {row.get("process") for row in study.rows}
+    return [c for c in claims_for(study.plan) if c.get("process") in processes or "plan" in c]
 
 
 def joined(blocks: Iterable[tuple[str, str]]) -> str:

@@ -106,9 +106,10 @@ def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
 
 def benchmarks(rows: Sequence[Row]) -> list[Panel]:
     """What the benchmarks of a study on a real checkpoint say of each tau."""
-    caption = f"{spread(rows)}. Controls stand in the tables below." if rows else ""
-    return [Panel("benchmarks", "Benchmarks by τ", tau_charts(rows, tuple(shown_metrics(rows))),
-                  caption)]  # fmt: skip
+    shown = tuple(shown_metrics(rows))
+    over = spread(rows, [name for name, *_ in shown]) if rows else ""
+    caption = f"{over}. Controls stand in the tables below." if rows else ""
+    return [Panel("benchmarks", "Benchmarks by τ", tau_charts(rows, shown), caption)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -118,15 +119,16 @@ def benchmarks(rows: Sequence[Row]) -> list[Panel]:
 def over_tau(rows: Sequence[Row]) -> list[Panel]:
     """Each measurement against tau, with what acts like a tau beside it."""
     names = [[text.replace("@N", f"@{samples_of(rows)}") for text in names] for names in BY_TAU]
+    over = spread(rows, [name for name, *_ in names]) if rows else ""
     caption = (
-        f"{spread(rows)}. DPO with β′ stands at τ = β′ / β: the same weight on the policy's term, "
+        f"{over}. DPO with β′ stands at τ = β′ / β: the same weight on the policy's term, "
         "the reference left as it is. Resampled DPO is DPO's own distribution to the power 1 / τ, "
         "without training. Entropy: −log π of plain draws, which resampled ones are not."
     ) if rows else ""  # fmt: skip
     return [Panel("tau", "What τ does", tau_charts(rows, names), caption),
             Panel("temperature", "Sampling temperature", temperature_charts(rows, names),
-                  f"{spread(rows)}. Policies of each τ, drawn from at token temperatures; t 1 is "
-                  "the policy itself." if rows else "")]  # fmt: skip
+                  f"{over}. Policies of each τ, drawn from at token temperatures; t 1 is the "
+                  "policy itself." if rows else "")]  # fmt: skip
 
 
 def tau_charts(rows: Sequence[Row], names: Sequence[Sequence[str]]) -> tuple[Chart, ...]:
@@ -242,8 +244,8 @@ def frontier_series(rows: Sequence[Row], family: str, x: str, y: str, at: int) -
 
 def calibration(rows: Sequence[Row]) -> list[Panel]:
     """Calibration error and Brier score by tau; how often the vote is right, by its share."""
-    errors = tau_charts(rows, (("arithmetic:ece", "Calibration error", "ECE"),
-                               ("arithmetic:brier", "Brier score", "Brier score")))  # fmt: skip
+    errors = tau_charts(rows, (("ece", "Calibration error", "ECE"),
+                               ("brier", "Brier score", "Brier score")))  # fmt: skip
     about = f"{spread(rows)}. Less is better." if rows else ""
     made = [Panel("calibration", "Calibration by τ", errors, about)]
     tasks = dict.fromkeys(task for row in rows for task in row.get("reliability", ()))
@@ -291,7 +293,7 @@ def opinions(rows: Sequence[Row]) -> list[Panel]:
         f"{seeds}, a point for each question and seed. Theory: (β · the reference's log-odds + "
         "logit of the share of labels) / α. On the dashed line the policy is where theory has it."
     )
-    about = f"{spread(rows)}." if rows else ""
+    about = f"{spread(rows, [name for name, *_ in BY_ALPHA])}." if rows else ""
     if not theory:
         about += " The pairs have no questions of opinion: what is seen is a side effect."
     charts = (chart for same in grid.values() for chart in theory_charts(same))

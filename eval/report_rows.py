@@ -23,9 +23,11 @@ from eval.report_charts import INK, Colour
 from eval.study_statistics import (
     MEASURED,
     SHARES,
+    interval,
+    mean_numbers,
     metric_values,
     process_rows,
-    seed_and_problem_interval,
+    row_numbers,
 )
 
 Row = Mapping[str, Any]
@@ -117,14 +119,13 @@ def trained(rows: Sequence[Row]) -> list[Row]:
 def is_chosen(row: Row, rows: Sequence[Row]) -> bool:
     """Whether a training's learning rate is the one at which its setting was measured.
 
-    A setting that was tried at one rate alone has no other.
+    Where its process has one rate alone there is no other.
     """
-    if row.get("chosen") is not None:
-        return row["chosen"]
-    same = [other for other in rows if policy(other) == policy(row)]
-    tried = {other["rate"] for other in same}
-    rates = {other["rate"] for other in same if other["kind"] == "test"}
-    return row["rate"] in (rates or (tried if len(tried) == 1 else ()))
+    own = [other for other in rows if other.get("process") == row.get("process")]
+    tested = {other.get("rate") for other in own
+              if other["kind"] == "test" and policy(other) == policy(row)}  # fmt: skip
+    tried = {other.get("rate") for other in trained(own)}
+    return row.get("rate") in (tried if len(tried) == 1 else tested)
 
 
 def policy(row: Row) -> tuple:
@@ -207,6 +208,13 @@ def values(row: Row, name: str) -> np.ndarray | None:
     return found if found.size and np.isfinite(found).all() else None
 
 
+def numbers(rows: Sequence[Row], name: str) -> np.ndarray:
+    """`row_numbers` of study_statistics, of names that `values` knows; all rows have a value."""
+    if (":" in name or name == KL) or not rows[0].get("problems"):
+        return mean_numbers([values(row, name) for row in rows])
+    return row_numbers(rows, name)
+
+
 def estimate(rows: Sequence[Row], name: str) -> Interval | None:
     """A number of a setting with its 95% interval over seeds and problems; None without rows.
 
@@ -215,7 +223,7 @@ def estimate(rows: Sequence[Row], name: str) -> Interval | None:
     with_it = [row for row in rows if values(row, name) is not None]
     if not with_it:
         return None
-    value, low, high = seed_and_problem_interval([values(row, name) for row in with_it])
+    value, low, high = interval(numbers(with_it, name))
     if math.isnan(low):  # one seed, and no values of problems
         metric = with_it[0]["metrics"].get(name)
         low, high = (metric["low"], metric["high"]) if metric else (value, value)
@@ -224,14 +232,22 @@ def estimate(rows: Sequence[Row], name: str) -> Interval | None:
     return value, float(low), float(high)
 
 
-def spread(rows: Sequence[Row]) -> str:
-    """What intervals of these rows cover, in words."""
+def spread(rows: Sequence[Row], names: Sequence[str] = ()) -> str:
+    """What intervals of these rows cover, in words; names: of the metrics that are shown.
+
+    Where a number is not kept for each problem (the slope of opinions, diversity), the interval of
+    several seeds is over these alone, and that of one seed is its evaluation's.
+    """
     seeds = len({row["seed"] for row in rows})
     problems = {len(row["problems"]["correct"]) for row in rows if row.get("problems")}
     over = f", {max(problems)} problems" if problems else ""
-    if seeds > 1:
+    if seeds == 1:
+        return f"One seed{over}; 95% intervals over problems only, not over seeds"
+    kept = [v.ndim > 0 for row in rows for n in names if (v := values(row, n)) is not None]
+    if not kept or all(kept):
         return f"{seeds} seeds{over}; 95% intervals over seeds and problems"
-    return f"One seed{over}; 95% intervals over problems only, not over seeds"
+    text = f"{seeds} seeds{over}; 95% intervals over seeds alone"
+    return f"{text}, and over problems too where numbers are kept for each" if any(kept) else text
 
 
 # ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from eval.report_rows import (
     estimate,
     is_chosen,
     measured,
+    numbers,
     samples_of,
     setting_title,
     settings,
@@ -25,7 +26,7 @@ from eval.report_rows import (
     values,
 )
 from eval.study_claims import NOT_MEASURED, TestResult, Verdict
-from eval.study_statistics import interval, matched_numbers, mean_numbers
+from eval.study_statistics import interval, matched_numbers
 
 MATCHED = {
     "unique": "equal unique share",
@@ -43,7 +44,12 @@ SIGN = {"yes": "✓", "no": "✗"}
 
 
 def claims_html(verdicts: Sequence[Verdict], anchors: Mapping[str, str]) -> str:
-    """How many verdicts of which kind, then a block for each claim. anchors: cell -> its id."""
+    """How many verdicts of which kind, then a block for each claim; "" for none.
+
+    anchors: cell -> its id
+    """
+    if not verdicts:
+        return ""
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict] = counts.get(verdict.verdict, 0) + 1
@@ -55,9 +61,10 @@ def claims_html(verdicts: Sequence[Verdict], anchors: Mapping[str, str]) -> str:
     ) if few else ""  # fmt: skip
     about = (
         "<p>Metric, contrast and threshold of each test were written down before the runs "
-        "(<code>eval/claims.json</code>). A test says yes where its interval lies wholly on the "
-        "expected side of the threshold, no where it lies wholly on the other; a claim holds if "
-        "every test says yes.</p>\n"
+        "(<code>eval/claims.json</code>), but for what a claim says was changed. A test says yes "
+        "where its interval lies wholly on the expected side of the threshold, no where it lies "
+        "wholly on the other; neither where one policy leaves the other no room. A claim holds if "
+        "every test says yes, and its premise if it has one.</p>\n"
     )
     html = f'{about}<p class="chips">{chips}</p>\n{caution}'
     html += blocks([verdict for verdict in verdicts if verdict.verdict != NOT_MEASURED], anchors)
@@ -86,9 +93,12 @@ def claim_html(verdict: Verdict, anchors: Mapping[str, str]) -> str:
     source = ", ".join(str(claim[key]) for key in ("paper", "where") if claim.get(key))
     of = f"labels: {claim['process']}" if "process" in claim else f"plan {claim['plan']}"
     few = " <small>too few seeds</small>" if too_few(verdict) else ""
-    notes = [note for note in (claim.get("rule"), verdict.note) if note]
+    changed = f"Changed: {claim['changed']}" if "changed" in claim else ""
+    notes = [note for note in (claim.get("rule"), changed, verdict.note) if note]
     below = "".join(f"<p><small>{show(note)}</small></p>\n" for note in notes)
     rows = [outcome_cells(*both) for both in zip(verdict.tests, claim["tests"], strict=True)]
+    if verdict.premise is not None:
+        rows.insert(0, outcome_cells(verdict.premise, claim["premise"], "premise: "))
     columns = ["test, and why this threshold", "measured", "outcome"]
     return (
         '<article class="claim">\n'
@@ -99,13 +109,14 @@ def claim_html(verdict: Verdict, anchors: Mapping[str, str]) -> str:
     )
 
 
-def outcome_cells(test: TestResult, written: Mapping) -> list[str]:
+def outcome_cells(test: TestResult, written: Mapping, before: str = "") -> list[str]:
     """What is compared with which threshold and why; the number with its interval; the outcome."""
     measured = numbers_text((test.value, test.low, test.high))
     if measured != NONE and test.low is not None:
         measured += f"<br><small>{100 * test.confidence:.3g}% over {show(test.over)}</small>"
     outcome = f"{SIGN.get(test.outcome, '·')}&nbsp;{show(test.outcome)}"
-    return [f"{show(test.text)}<br><small>{show(written['why'])}</small>", measured, outcome]
+    compared = f"{before}{show(test.text)}<br><small>{show(written['why'])}</small>"
+    return [compared, measured, outcome]
 
 
 def numbers_text(found: Sequence[float | None]) -> str:
@@ -132,10 +143,10 @@ def cells_used(cells: Sequence[str], anchors: Mapping[str, str]) -> str:
 
 def rates_html(rows: Sequence[Row]) -> str:
     """Every learning rate of every setting: what held-out problems and pairs said of it."""
-    rows = [row for row in trained(rows) if row.get("rate")]
-    rates = sorted({row["rate"] for row in rows})
+    tried_at_all = [row for row in trained(rows) if row.get("rate")]
+    rates = sorted({row["rate"] for row in tried_at_all})
     lines = []
-    for same in settings(rows).values():
+    for same in settings(tried_at_all).values():
         tried = [[row for row in same if row["rate"] == rate] for rate in rates]
         lines.append([show(setting_title(same[0])), *(rate_cell(some, rows) for some in tried)])
     if not lines:
@@ -149,7 +160,7 @@ def rates_html(rows: Sequence[Row]) -> str:
 
 
 def rate_cell(tried: Sequence[Row], rows: Sequence[Row]) -> str:
-    """One setting at one rate, all seeds; rows: all trainings, which say what was chosen."""
+    """One setting at one rate, all seeds; rows: all, of which tests say what was chosen."""
     if not tried:
         return NONE
     found = estimate(tried, "validation:pass@1")
@@ -194,13 +205,13 @@ def matched_cell(rows: Sequence[Row], family: Sequence[Sequence[Row]], x: str, y
     """Seeds that the control and all settings of the family have count, and no others."""
     groups = [rows, *family]
     seeds = set.intersection(*({row["seed"] for row in group} for group in groups))
-    numbers = {}
+    of = {}
     for name in (x, y):
-        found = [[values(row, name) for row in group if row["seed"] in seeds] for group in groups]
-        if not seeds or any(value is None for group in found for value in group):
+        found = [[row for row in group if row["seed"] in seeds] for group in groups]
+        if not seeds or any(values(row, name) is None for group in found for row in group):
             return NONE
-        numbers[name] = [mean_numbers(group) for group in found]
-    (own_x, *their_x), (own_y, *their_y) = numbers[x], numbers[y]
+        of[name] = [numbers(group, name) for group in found]
+    (own_x, *their_x), (own_y, *their_y) = of[x], of[y]
     found = matched_numbers(own_x, own_y, np.stack(their_x), np.stack(their_y))
     if np.isnan(found[:, 0]).any():
         return NONE

@@ -18,6 +18,7 @@ rank, on the rank's GPU where it has one. A cell that fails is left out, and the
 OUT/report.html is the report; `python -m eval.report` makes it again.
 """
 
+import json
 import os
 import platform
 import signal
@@ -129,11 +130,11 @@ def refuse_other(out: Path, about: Mapping) -> None:
     """ValueError for a folder with another study: its cells may have the same names."""
     file = out / "study.json"
     before = read_json(file) if file.is_file() else about
-    for key in ("plan", "model", "data"):
-        if before.get(key) != about.get(key):
+    for key in ("plan", "model", "data", "parameters", "benchmarks"):
+        held, asked = (json.loads(json.dumps(one.get(key))) for one in (before, about))
+        if held != asked:
             raise ValueError(
-                f"--out {out} holds a study with {key} {before.get(key)}, not {about.get(key)}; "
-                "pass another folder"
+                f"--out {out} holds a study with {key} {held}, not {asked}; pass another folder"
             )
 
 
@@ -168,8 +169,10 @@ class Study:
         self.running: set[str] = set()
         self.failed: dict[str, str] = {}  # name -> why
         self.stopped = 0  # the signal
+        self.error: BaseException | None = None  # of a worker, which stops all of them
         self.shown: tuple[int, str] | None = None  # on the bar
-        self.bar = tqdm(unit="cell", disable=not parallel.is_main())
+        done = len(read_study(out))  # that time is not of this run
+        self.bar = tqdm(unit="cell", initial=done, disable=not parallel.is_main())
 
     def run(self, workers: int) -> None:
         threads = [threading.Thread(target=self.work, args=(i,)) for i in range(workers)]
@@ -183,6 +186,8 @@ class Study:
         for number, handler in previous.items():
             signal.signal(number, handler)
         self.bar.close()
+        if self.error is not None:
+            raise self.error
         if self.stopped:
             print("stopped; nothing that was done is lost: the same command goes on")
             raise SystemExit(128 + self.stopped)
@@ -195,21 +200,30 @@ class Study:
                 process.send_signal(signal.SIGTERM)
 
     def work(self, worker: int) -> None:
-        while not self.stopped:
+        try:
+            self.take_cells(worker)
+        except BaseException as error:  # a full disk, say: no other cell would fare better
+            self.error = error
+            self.stop(0, None)
+
+    def take_cells(self, worker: int) -> None:
+        while not self.stopped and self.error is None:
             rows = read_study(self.out)
             done = {row["cell"] for row in rows}
             cells = next_cells(self.plan, rows, self.out)
             self.count(cells, done)
-            waiting = [c for c in cells if c.name not in done and not self.hopeless(c)]
+            named = {cell.name: cell for cell in cells}
+            waiting = [c for c in cells if c.name not in done and not self.hopeless(c, named)]
             ready = [c for c in waiting if done.issuperset(c.needs)]
-            if not any(self.take(cell, {c.name: c for c in cells}, worker) for cell in ready):
+            if not any(self.take(cell, named, worker) for cell in ready):
                 if not waiting:
                     return
                 time.sleep(PAUSE)
 
-    def hopeless(self, cell: Cell) -> bool:
-        """Whether it, or what it needs, has failed here."""
-        return cell.name in self.failed or any(name in self.failed for name in cell.needs)
+    def hopeless(self, cell: Cell, cells: Mapping[str, Cell]) -> bool:
+        """Whether it, or what it needs, or what that needs, has failed here."""
+        needs = (cells[name] for name in cell.needs)
+        return cell.name in self.failed or any(self.hopeless(one, cells) for one in needs)
 
     def take(self, cell: Cell, cells: Mapping[str, Cell], worker: int) -> bool:
         """Run the cell, unless another worker has it; out: whether it was run."""
@@ -226,6 +240,8 @@ class Study:
         except CellFailed as error:
             if not self.stopped:
                 self.failed[cell.name] = str(error)
+        except (ValueError, KeyError) as error:  # of what its commands have left
+            self.failed[cell.name] = f"{type(error).__name__}: {error}"
         finally:
             self.running.discard(cell.name)
         return True
@@ -244,7 +260,7 @@ class Study:
                 del self.processes[worker]
                 return
             self.processes[worker] = process
-            if self.stopped:  # meanwhile
+            if self.stopped or self.error is not None:  # meanwhile
                 process.send_signal(signal.SIGTERM)
 
         return run_cell(self.out, cell, self.threads, watch)

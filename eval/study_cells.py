@@ -70,14 +70,14 @@ def run_cell(
 
     watch: is given each process that starts, and None when it has ended.
     """
-    folder, began = folder_of(out, cell.name), time.time()
+    folder = folder_of(out, cell.name)
     folder.mkdir(parents=True, exist_ok=True)
     for command in cell.commands:
         run_command(command, folder, threads, watch)
     (folder / "done").touch()
     about = {
         "commands": [shlex.join(("python", *command)) for command in cell.commands],
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(float((folder / "seconds").read_text()), 1),
         "commit": git_commit(),
     }
     return {"cell": cell.name, **cell.labels} | about | collect(folder)
@@ -98,9 +98,13 @@ def run_command(
         process = subprocess.Popen(
             words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
+        began = time.time()
         watch(process)
         code = process.wait()
         watch(None)
+    spent = folder / "seconds"  # of all attempts
+    before = float(spent.read_text()) if spent.exists() else 0.0
+    write_text(spent, f"{before + time.time() - began}\n")
     if code:
         lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         last = "\n".join(lines.replace("\r", "\n").strip().splitlines()[-5:])
@@ -204,7 +208,7 @@ def collect(folder: Path) -> dict:
         plain = settings.get("sampling") == asdict(PLAIN)
         row["problems"] = describe_problems(items, drawn, plain)
         values = json.loads((folder / "arithmetic" / "values.json").read_text(encoding="utf-8"))
-        row["problems"]["brier"] = values["brier"]
+        row["problems"] |= {name: values[name] for name in ("confidence", "brier")}
         row["samples"] = choose_samples(items, drawn)
     elif (folder / "diversity" / "summary.json").is_file():
         some = [sample for _, sample in islice(read_rows(samples), SHOWN)]

@@ -6,42 +6,27 @@ numbers of a study (`eval.study_statistics`: 95% intervals over seeds and proble
 nothing.
 
     a test    yes if its interval lies wholly on the expected side of the threshold, no if wholly on
-              the other side, else unclear; "=" means within `margin` of the threshold
-              A no is unclear where b leaves no room for a yes: to a share of 0.98 none can add 0.05
+              the other side, else unclear; "=" means within `margin` of the threshold. Unclear too
+              where b leaves no room: to a share of 0.98 none can add 0.05, whatever a does
     a claim   holds if every test says yes; holds in part if some do, whatever the others say;
               contradicted if some say no and none yes; else not seen. A claim of which a test has
               nothing to compare is not measured
 
-A claim speaks of one process of labels on the embedded task, or of one plan on a real checkpoint.
-Kinds of test; a and b select settings (family, setting, tau, alpha, beta) among the rows of that
-process or plan, b may be missing where it is not used:
+What is said of an effect ("another control has it too") has the effect itself as its `premise`, a
+test of its own: unless that says yes, the claim is not seen. `changed` says what of a claim was
+written when some of the cells had been run.
 
-    value        the metric of a
-    difference   the metric of a minus that of b, by seed and problem
-    ratio        the metric of a over that of b, by seed
-    spearman     rank correlation of the metric and x, over the settings of a
-    samples      the fewest k for which pass@k of a reaches pass@K of b (metric: pass@K), over K
-    matched      the metric of a minus that of b's settings, interpolated to where `at` is a's
-    best         log of the x at which the metric is best among a's settings, minus the same of b's
-                 (of metric_b, where that is given)
-
-"any": true tests several settings a at once: yes if one of them says yes, no if all say no, each
-with an interval of confidence 1 - 0.05 / (number of settings named), so that looking often does not
-find more (Bonferroni). Whatever else a paper leaves open (which tau?) is fixed in the test, and the
-claim's `rule` says how.
+eval/claims.py says which kinds of test there are, and reads the file.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from data.rows import check_text, describe
-from data.tokenizer import parse_json
+from eval.claims import KINDS, count_named, selector_text, test_text
 from eval.study_statistics import (
-    SELECTED,
     SHARES,
     Interval,
     MissingError,
@@ -49,37 +34,24 @@ from eval.study_statistics import (
     Selector,
     Setting,
     best_numbers,
-    check_metric,
     clip,
     coordinate,
     covers,
     find_settings,
     interval,
     matched_numbers,
-    mean_numbers,
     process_rows,
     rank_numbers,
     read_values,
     samples_share,
     seed_row,
+    setting_numbers,
     shared_seeds,
-    split_metric,
 )
 
-CLAIMS = Path(__file__).with_name("claims.json")
 HOLDS, IN_PART, NOT_SEEN = "holds", "holds in part", "not seen"
 CONTRADICTED, NOT_MEASURED = "contradicted", "not measured"
 YES, NO, UNCLEAR, MISSING = "yes", "no", "unclear", "missing"
-PAPERS = ("SPL", "H-DPO", "ours")
-KINDS = {  # kind of test -> fewest settings of a and of b; 1: just one, 0: there is no b
-    "value": (1, 0),
-    "difference": (1, 1),
-    "ratio": (1, 1),
-    "spearman": (3, 0),
-    "samples": (1, 1),
-    "matched": (1, 2),
-    "best": (2, 2),
-}
 
 Settings = Sequence[Setting]
 
@@ -104,125 +76,11 @@ class Verdict:
     claim: dict
     verdict: str
     tests: list[TestResult]
+    premise: TestResult | None
     cells: list[str]
     note: str
     seeds: int  # of the test with the fewest
     enough_seeds: bool
-
-
-# ------------------------------------------------------------------------------------------------
-# claims.json
-
-
-def read_claims(path: str | Path = CLAIMS) -> list[dict]:
-    """The claims of a file `{"about": text, "claims": [...]}`.
-
-    Raises ValueError, naming file, claim and test, for what is malformed.
-    """
-    path = Path(path)
-    content = parse_json(path.read_bytes(), str(path))
-    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
-        raise ValueError(f"{path}: expected an object with `claims`, a list")
-    claims = content["claims"]
-    for i, claim in enumerate(claims, start=1):
-        check_claim(claim, f"{path}: claim {i}")
-    names = [claim["id"] for claim in claims]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{path}: expected ids that differ, got {', '.join(sorted(repeated))}")
-    return claims
-
-
-def claims_for(plan: str) -> list[dict]:
-    """The claims that a study of this plan can measure: its own, or those of the embedded task."""
-    claims = read_claims()
-    own = [claim for claim in claims if claim.get("plan") == plan]
-    return own or [claim for claim in claims if "process" in claim]
-
-
-def check_claim(claim: object, where: str) -> None:
-    needed = {"id", "paper", "statement", "tests", "needs_seeds", "rule"}
-    check_keys(claim, needed, {"process", "plan", "where", "needs_plateau"}, where)
-    where = f"{where} ({claim['id']})"
-    if ("process" in claim) == ("plan" in claim):
-        raise ValueError(f"{where}: expected either `process` or `plan`")
-    texts = {"id", "paper", "where", "statement", "process", "plan", "rule"}
-    for key in texts & claim.keys():
-        check_text(claim[key], key, where)
-    if claim["paper"] not in PAPERS:
-        raise ValueError(f"{where}: paper: expected {', '.join(PAPERS)}, got {claim['paper']!r}")
-    if type(claim["needs_seeds"]) is not int or claim["needs_seeds"] < 1:
-        raise ValueError(f"{where}: needs_seeds: expected 1 or more, got {claim['needs_seeds']!r}")
-    if type(claim.get("needs_plateau", False)) is not bool:
-        raise ValueError(f"{where}: needs_plateau: expected true or false")
-    if not isinstance(claim["tests"], list) or not claim["tests"]:
-        raise ValueError(f"{where}: expected `tests`, a list of at least one")
-    for i, test in enumerate(claim["tests"], start=1):
-        check_test(test, f"{where}, test {i}")
-
-
-def check_test(test: object, where: str) -> None:
-    needed = {"kind", "metric", "a", "expected", "threshold", "why"}
-    check_keys(test, needed, {"b", "margin", "x", "at", "any", "metric_b"}, where)
-    kind, expected = test["kind"], test["expected"]
-    if kind not in KINDS:
-        raise ValueError(f"{where}: kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    if expected not in ("<", ">", "="):
-        raise ValueError(f"{where}: expected: expected <, > or =, got {expected!r}")
-    check_extras(test, where)
-    for key in {"threshold", "margin"} & test.keys():
-        if type(test[key]) not in (int, float):
-            raise ValueError(f"{where}: {key}: expected a number, got {test[key]!r}")
-    for key in {"why", "x"} & test.keys():
-        check_text(test[key], key, where)
-    for key in {"metric", "metric_b", "at"} & test.keys():
-        check_metric(check_text(test[key], key, where), f"{where}: {key}")
-    if kind == "samples" and split_metric(test["metric"])[1] is None:
-        raise ValueError(f"{where}: samples: expected pass@K or valid@K, got {test['metric']!r}")
-    for key in {"a", "b"} & test.keys():
-        check_selector(test[key], f"{where}: {key}")
-
-
-def check_extras(test: Mapping, where: str) -> None:
-    """The keys that some tests have: there where they mean something, and not elsewhere."""
-    kind, expected = test["kind"], test["expected"]
-    needs = {"b": KINDS[kind][1] > 0, "x": kind in ("spearman", "best"), "at": kind == "matched",
-             "margin": expected == "="}  # fmt: skip
-    for key, needed in needs.items():
-        if (key in test) != needed:
-            article = "a" if needed else "no"
-            raise ValueError(f"{where}: expected {article} `{key}` in a {kind} test ({expected})")
-    if "metric_b" in test and kind != "best":
-        raise ValueError(f"{where}: metric_b is for tests of best, not of {kind}")
-    if "any" in test:
-        fits = kind in ("difference", "ratio") and expected != "=" and isinstance(test["a"], dict)
-        if test["any"] is not True or not fits:
-            raise ValueError(f"{where}: any: expected true, in a difference or ratio test (< or >)")
-
-
-def check_keys(value: object, needed: set[str], optional: set[str], where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object, got {describe(value)}")
-    if missing := needed - value.keys():
-        raise ValueError(f"{where}: expected {', '.join(sorted(missing))}")
-    if unknown := value.keys() - needed - optional:
-        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}")
-
-
-def check_selector(selector: object, where: str) -> None:
-    parts = selector if isinstance(selector, list) else [selector]
-    for part in parts:
-        check_keys(part, {"family"}, set(SELECTED), where)
-        for key, value in part.items():
-            kinds = (str,) if key in ("family", "setting") else (int, float)
-            values = value if isinstance(value, list) else [value]
-            if not values or any(type(one) not in kinds for one in values):
-                expected = "texts" if kinds == (str,) else "numbers"
-                raise ValueError(f"{where}: {key}: expected {expected}, got {value!r}")
-
-
-def count_named(selector: Mapping) -> int:
-    """How many settings a selector names, found or not."""
-    return math.prod(len(value) for value in selector.values() if isinstance(value, list))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -237,17 +95,23 @@ def judge_claims(rows: Sequence[Row], claims: Sequence[dict]) -> list[Verdict]:
 def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
     own = process_rows(rows, claim["process"]) if "process" in claim else rows
     tests = [run_test(own, test) for test in claim["tests"]]
+    premise = run_test(own, claim["premise"]) if "premise" in claim else None
     cells = sorted({cell for test in tests for cell in test.cells})
     seeds = min((test.seeds for test in tests if test.outcome != MISSING), default=0)
     notes = list(dict.fromkeys(test.note for test in tests if test.note))
     if any(test.over == "seeds" for test in tests):
         notes.append("intervals of what is not kept for each problem are over seeds alone")
+    if rates := rates_note(own, cells):
+        notes.append(rates)
     if claim.get("needs_plateau") and (short := count_short(own, cells)):
         notes.append(f"runs whose held-out loss was still falling: {short}")
     if 0 < seeds < claim["needs_seeds"]:
         notes.append(f"{seeds} of the {claim['needs_seeds']} seeds that a claim needs")
     verdict, enough = decide([test.outcome for test in tests]), seeds >= claim["needs_seeds"]
-    return Verdict(claim, verdict, tests, cells, "; ".join(notes), seeds, enough)
+    if premise is not None and premise.outcome != YES and verdict != NOT_MEASURED:
+        verdict = NOT_SEEN if premise.outcome != MISSING else NOT_MEASURED
+        notes.insert(0, f"its premise is {premise.outcome}")
+    return Verdict(claim, verdict, tests, premise, cells, "; ".join(notes), seeds, enough)
 
 
 def decide(outcomes: Sequence[str]) -> str:
@@ -263,6 +127,23 @@ def count_short(rows: Sequence[Row], cells: Sequence[str]) -> int:
     used = {policy_of(row) for row in rows if row["cell"] in set(cells)}
     trained = [row for row in rows if row["kind"] == "train" and policy_of(row) in used]
     return sum(not row["plateau"] for row in trained)
+
+
+def rates_note(rows: Sequence[Row], cells: Sequence[str]) -> str:
+    """Which policies behind these cells have another learning rate than the others, if any has."""
+    used = [row for row in rows if row["cell"] in set(cells) and row.get("rate")]
+    by_rate: dict[float, list[str]] = {}
+    for row in used:
+        names = by_rate.setdefault(row["rate"], [])
+        name = row["setting"] if row["family"] == "spl" else f"{row['family']} {row['setting']}"
+        if name not in names:
+            names.append(name)
+    if len(by_rate) < 2:
+        return ""
+    common = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    others = (f"{', '.join(names)} at {rate:.3g} times" for rate, names in by_rate.items()
+              if rate != common)  # fmt: skip
+    return f"learning rates differ: {'; '.join(others)} the default, the others at {common:.3g}"
 
 
 def policy_of(row: Row) -> tuple:
@@ -302,10 +183,10 @@ def compare(test: Mapping, ours: Settings, theirs: Settings, looks: int = 1) -> 
     if test["kind"] == "spearman":
         found = clip(found, -1, 1)
     names = [seed_row(setting, seed)["cell"] for setting in settings for seed in seeds]
-    outcome, note = outcome_of(test, found), ""
-    if outcome == NO and (most := most_of_share(test, theirs, seeds)) is not None:
+    outcome, notes = outcome_of(test, found), [few_settings(test, ours, theirs)]
+    if (most := most_of_share(test, theirs, seeds)) is not None:
         outcome = UNCLEAR
-        note = f"{test['metric']} of {selector_text(test['b'])} leaves {most:.3f} to gain"
+        notes.append(f"{test['metric']} of {selector_text(test['b'])} leaves {most:.3f} to gain")
     return TestResult(
         test_text(test),
         *(None if math.isnan(number) else number for number in found),
@@ -315,16 +196,27 @@ def compare(test: Mapping, ours: Settings, theirs: Settings, looks: int = 1) -> 
         confidence,
         len(seeds),
         tuple(dict.fromkeys(names)),
-        note,
+        "; ".join(filter(None, notes)),
     )
+
+
+def few_settings(test: Mapping, ours: Settings, theirs: Settings) -> str:
+    """How many of the settings that a test over several names are missing, if any is."""
+    texts = []
+    for selector, found in ((test["a"], ours), (test.get("b"), theirs)):
+        if isinstance(selector, Mapping) and "any" not in test:
+            named = count_named(selector)
+            if len(found) < named:
+                texts.append(f"{len(found)} of the {named} settings of {selector_text(selector)}")
+    return "; ".join(texts)
 
 
 def most_of_share(test: Mapping, theirs: Settings, seeds: Sequence[int]) -> float | None:
     """What b leaves to gain of a share, where that is not the gain that is expected; else None."""
-    gain = test["threshold"] if (test["kind"], test["expected"]) == ("difference", ">") else 0
+    gain = test["threshold"] if test["kind"] == "difference" else 0
     if gain <= 0 or not SHARES.fullmatch(test["metric"]):
         return None
-    most = 1 - mean_numbers(read_values(theirs[0], seeds, test["metric"]))[:, 0].mean()
+    most = 1 - setting_numbers(theirs[0], seeds, test["metric"])[:, 0].mean()
     return float(most) if most <= gain else None
 
 
@@ -334,7 +226,7 @@ def compute_numbers(
     """(S, 1 + DRAWS) of what the test compares."""
 
     def means(setting: Setting, metric: str = test["metric"]) -> np.ndarray:
-        return mean_numbers(read_values(setting, seeds, metric))
+        return setting_numbers(setting, seeds, metric)
 
     def stack(settings: Settings, metric: str = test["metric"]) -> np.ndarray:
         return np.stack([means(setting, metric) for setting in settings])  # (M, S, 1 + DRAWS)
@@ -386,36 +278,3 @@ def pick_any(results: Mapping[str, TestResult], test: Mapping) -> TestResult:
     text = f"{known[label].text} (furthest: {label}, {known[label].confidence:.1%} interval)"
     cells = tuple(dict.fromkeys(cell for result in results.values() for cell in result.cells))
     return replace(known[label], text=text, outcome=outcome, cells=cells)
-
-
-# ------------------------------------------------------------------------------------------------
-# words
-
-
-def test_text(test: Mapping) -> str:
-    """What is compared and expected, in one line."""
-    metric, a, b = test["metric"], selector_text(test["a"]), selector_text(test.get("b", []))
-    other = f" for {test['metric_b']}" if "metric_b" in test else ""
-    compared = {
-        "value": f"{metric} of {a}",
-        "difference": f"{metric}: {a} minus {b}",
-        "ratio": f"{metric}: {a} over {b}",
-        "spearman": f"rank correlation of {metric} and {test.get('x')} over {a}",
-        "samples": f"share of the completions with which {a} reaches {metric} of {b}",
-        "matched": f"{metric} at equal {test.get('at')}: {a} minus {b}",
-        "best": f"log of the {test.get('x')} best for {metric}: {a} minus {b}{other}",
-    }[test["kind"]]
-    within = f" within {test['margin']:g}" if "margin" in test else ""
-    return f"{compared} {test['expected']} {test['threshold']:g}{within}"
-
-
-def selector_text(selector: Selector) -> str:
-    """For example: spl tau 0.8, 1 beta 0.1."""
-    if isinstance(selector, list):
-        return " and ".join(map(selector_text, selector))
-    words = []
-    for key in (key for key in SELECTED if key in selector):
-        values = selector[key] if isinstance(selector[key], list) else [selector[key]]
-        words += [] if key in ("family", "setting") else [key]
-        words.append(", ".join(v if isinstance(v, str) else f"{v:g}" for v in values))
-    return " ".join(words)

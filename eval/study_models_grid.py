@@ -152,6 +152,7 @@ def describe(study: ModelStudy) -> dict:
     return {
         "model": Path(study.model).name,
         "data": [Path(path).name for path in study.data],
+        "benchmarks": list(study.benchmarks),
         "parameters": study.parameters,
         "flops": study.flops,
         "recipe": asdict(study.plan),

@@ -4,17 +4,17 @@ A policy is trained from several seeds, and each is measured on the same problem
 it a mean, a rank correlation or a comparison at equal entropy, exists once for each seed, and its
 value is the mean over the seeds. Two things might have come out otherwise:
 
-    the problems   are drawn anew DRAWS times, and whatever is measured on as many problems, of
-                   whichever seed or policy, gets the same draw: what makes a problem hard for all
-                   cancels in differences
+    the problems   are drawn anew DRAWS times, as many of each grade as there are, and whatever is
+                   measured on these problems, of whichever seed or policy, gets the same draw:
+                   what makes a problem hard for all cancels in differences
     the seeds      vary by Student's t, scaled to their standard error. To draw five seeds anew
                    gives too little noise: 95% intervals that hold the truth in 85% of cases
 
 Draw by draw the two are added, and an interval goes from the 2.5th to the 97.5th percentile. What
 problems and seeds do together (a run that is lucky on a problem) is in both parts: where that is
 all of the noise, intervals are too wide, by a fifth with five seeds. One seed gives an interval
-over problems; it says nothing about another seed. Numbers that are not kept for each problem (a
-calibration error) have an interval over seeds, for these problems; with one seed none.
+over problems; it says nothing about another seed. Numbers that are not kept for each problem (the
+slope of opinions) have an interval over seeds, for these problems; with one seed none.
 
 `numbers` below are always (S, 1 + DRAWS): of each seed the number itself, then its draws.
 """
@@ -27,10 +27,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eval.calibration import bin_numbers
+
 DRAWS = 2000
 MEASURED = ("test", "decode", "base")  # kinds of rows
 SELECTED = ("family", "setting", "tau", "alpha", "beta")  # keys of a selector
 COUNTED = {"pass": "correct", "valid": "valid"}  # NAME@k -> the counts that it is computed from
+OF_N = ("distinct", "distinct_correct", "majority", "confidence", "brier")  # depend on how many
+# completions were drawn
 METRIC = re.compile(
     r"(?P<name>entropy/token|[a-z_]+)(@(?P<k>[1-9]\d*))?(/(?P<grade>easy|medium|hard))?"
 )
@@ -66,13 +70,20 @@ def process_rows(rows: Sequence[Row], process: str) -> list[Row]:
     """Its reference's rows, then its own.
 
     The reference has seen no labels, and processes share its rows. A study may have several: those
-    of this process have its source, and as many problems and completions as its policies.
+    of this process have its source, and as many problems and completions as its policies. A row
+    with fewer completions than these is without what depends on their number.
     """
     own = [row for row in rows if row.get("process") == process]
-    alike = {shape_of(row) for row in own if row["kind"] in MEASURED}
-    sources = {row.get("source") for row in own if row["kind"] in MEASURED}
+    alike = {shape_of(row) for row in own if row["kind"] == "test"}
+    sources = {row.get("source") for row in own if row["kind"] == "test"}
     base = [row for row in rows if row["kind"] == "base" and row.get("process") is None]
-    return [row for row in base if shape_of(row) in alike and row.get("source") in sources] + own
+    base = [row for row in base if shape_of(row) in alike and row.get("source") in sources]
+    return base + [row if shape_of(row) in {None, *alike} else without_n(row) for row in own]
+
+
+def without_n(row: Row) -> Row:
+    problems = {name: value for name, value in row["problems"].items() if name not in OF_N}
+    return {**row, "problems": problems}
 
 
 def shape_of(row: Row) -> tuple[int, int] | None:
@@ -141,7 +152,7 @@ def coordinate(setting: Setting, x: str) -> float:
 
 
 def read_values(setting: Setting, seeds: Sequence[int], metric: str) -> list[np.ndarray]:
-    """The metric of each seed, see `metric_values`."""
+    """The metric of each seed, see `metric_values`; MissingError where a row does not have it."""
     values = []
     for seed in seeds:
         row = seed_row(setting, seed)
@@ -150,6 +161,12 @@ def read_values(setting: Setting, seeds: Sequence[int], metric: str) -> list[np.
         except KeyError:
             raise MissingError(f"{metric} of {row['cell']}") from None
     return values
+
+
+def setting_numbers(setting: Setting, seeds: Sequence[int], metric: str) -> np.ndarray:
+    """(S, 1 + DRAWS), see `row_numbers`; MissingError where a row does not have the metric."""
+    read_values(setting, seeds, metric)
+    return row_numbers([seed_row(setting, seed) for seed in seeds], metric)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,10 +178,12 @@ def check_metric(name: str, where: str) -> None:
     if re.fullmatch(r"[a-z_\d]+:\S.*", name):  # a level of MATH has a space
         return
     parts = METRIC.fullmatch(name)
-    if parts is None or (parts["name"] in COUNTED) != (parts["k"] is not None):
+    whole = parts is not None and (parts["name"] != "ece" or name == "ece")
+    if not whole or (parts["name"] in COUNTED) != (parts["k"] is not None):
         raise ValueError(
-            f"{where}: expected pass@K, valid@K, unique, majority, entropy, entropy/token, tokens, "
-            f"each with /easy, /medium, /hard or none of these, or TASK:NAME, got {name!r}"
+            f"{where}: expected pass@K, valid@K, unique, majority, brier, entropy, entropy/token, "
+            "tokens, each with /easy, /medium, /hard or none of these, ece, or TASK:NAME, got "
+            f"{name!r}"
         )
 
 
@@ -180,7 +199,8 @@ def metric_values(row: Row, name: str) -> np.ndarray:
     TASK:NAME: where the row has none for each problem, () of their mean or whatever it is;
     pass@K and valid@K: the unbiased estimate from n completions; unique: different completions / n;
     entropy: -log pi of a completion, in nats, for plain draws of the policy; entropy/token: over
-    its tokens; other names: as the row has them. KeyError where the row does not have it.
+    its tokens; ece: accuracy - confidence of the vote, see `ece_numbers`; other names: as the row
+    has them. KeyError where the row does not have it.
     """
     check_metric(name, "metric")
     if ":" in name:
@@ -193,6 +213,8 @@ def metric_values(row: Row, name: str) -> np.ndarray:
         values = pass_curves(row, base)[:, k - 1]
     elif base == "unique":
         values = np.array(problems["distinct"]) / problems["n"]
+    elif base == "ece":
+        values = np.array(problems["majority"]) - np.array(problems["confidence"])
     elif base == "entropy/token":
         values = np.array(problems["entropy"]) / np.array(problems["tokens"])
     else:
@@ -228,23 +250,61 @@ def pass_table(n: int) -> np.ndarray:
 # values -> numbers
 
 
-def mean_numbers(values: Sequence[np.ndarray]) -> np.ndarray:
+def row_numbers(rows: Sequence[Row], name: str) -> np.ndarray:
+    """numbers of a metric; rows: one of each seed. KeyError where one does not have it."""
+    if name == "ece":
+        return np.stack([ece_numbers(row) for row in rows])
+    values = [metric_values(row, name) for row in rows]
+    return mean_numbers(values, grades_of(rows[0], name) if values[0].ndim else ())
+
+
+def grades_of(row: Row, name: str) -> tuple:
+    """(P,) the grade of each problem that the metric is of; () for TASK:NAME."""
+    if ":" in name:
+        return ()
+    chosen = of_grade(row, split_metric(name)[2])
+    return tuple(np.array(row["problems"]["difficulty"])[chosen].tolist())
+
+
+def mean_numbers(values: Sequence[np.ndarray], grades: tuple = ()) -> np.ndarray:
     """numbers of a mean over problems; values: of each seed (P,), or a scalar, never drawn anew."""
     one = len(values) == 1
-    return np.stack([draw_mean(np.asarray(v, dtype=np.float64), one) for v in values])
+    return np.stack([draw_mean(np.asarray(v, dtype=np.float64), grades, one) for v in values])
 
 
-def draw_mean(values: np.ndarray, one: bool) -> np.ndarray:
+def draw_mean(values: np.ndarray, grades: tuple, one: bool) -> np.ndarray:
     """(1 + DRAWS,); one: there is one seed, so that a scalar has no draws at all."""
     if values.ndim == 0:
         return np.append(values, np.full(DRAWS, np.nan if one else values))
-    return np.append(values.mean(), problem_weights(len(values)) @ values)
+    return np.append(values.mean(), problem_weights(grades or (None,) * len(values)) @ values)
+
+
+def ece_numbers(row: Row) -> np.ndarray:
+    """(1 + DRAWS,): the expected calibration error of the vote, see `eval.calibration`.
+
+    Draws have the noise of the problems twice, and are mirrored at the number itself: the basic
+    bootstrap of `eval.metrics.basic_interval`.
+    """
+    gaps = metric_values(row, "ece")
+    bins = np.eye(15)[bin_numbers(np.array(row["problems"]["confidence"]), 15, "width")]  # (P, B)
+    by_bin = gaps[:, None] * bins
+    value = np.abs(by_bin.mean(axis=0)).sum()
+    draws = np.abs(problem_weights(grades_of(row, "ece")) @ by_bin).sum(axis=1)
+    return np.append(value, 2 * value - draws)
 
 
 @cache
-def problem_weights(P: int) -> np.ndarray:
-    """(DRAWS, P): the share of each problem in each draw of P with replacement."""
-    counts = np.random.default_rng([0, P]).multinomial(P, np.full(P, 1 / P), size=DRAWS)
+def problem_weights(grades: tuple) -> np.ndarray:
+    """(DRAWS, P): the share of each problem in each draw with replacement among those of its grade.
+
+    grades: (P,) of the problems.
+    """
+    P = len(grades)
+    rng, counts = np.random.default_rng([0, P]), np.empty((DRAWS, P))
+    for grade in dict.fromkeys(grades):
+        alike = [i for i, other in enumerate(grades) if other == grade]
+        n = len(alike)
+        counts[:, alike] = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
     return counts / P
 
 
@@ -294,28 +354,27 @@ def best_numbers(x: Sequence[float], y: np.ndarray) -> np.ndarray:
     return (top * np.log(np.asarray(x))[:, None, None]).sum(axis=0) / top.sum(axis=0)
 
 
-def samples_numbers(curves: Sequence[np.ndarray], goals: np.ndarray) -> np.ndarray:
-    """numbers of the fewest completions with which a mean of pass@k reaches the goal; else n + 1.
-
-    curves: of each seed (P, n), see `pass_curves`; goals: (S, 1 + DRAWS).
-    """
-    needed = []
-    for curve, goal in zip(curves, goals, strict=True):
-        means = np.vstack([curve.mean(axis=0), problem_weights(len(curve)) @ curve])
-        needed.append(1 + (means < goal[:, None] - 1e-12).sum(axis=1))  # pass@k never falls with k
-    return np.array(needed, dtype=np.float64)
-
-
 def samples_share(ours: Setting, theirs: Setting, seeds: Sequence[int], metric: str) -> np.ndarray:
-    """numbers of the fewest completions with which ours reach pass@K of theirs, over K.
+    """numbers of the fewest completions with which ours reach pass@K of theirs, over their own.
 
-    metric: pass@K or valid@K. Beyond K it is (K + 1) / K, whatever more completions would do.
+    metric: pass@K or valid@K. Where ours do not reach it with K completions, K + 1 are counted.
+    Theirs may need fewer than K themselves, where each problem that they solve they solve twice.
     """
+    for setting in (ours, theirs):
+        read_values(setting, seeds, metric)  # MissingError where there are no K completions
+    needed = []
+    for seed in seeds:
+        own, other = (curve_draws(seed_row(one, seed), metric) for one in (ours, theirs))
+        goals = other[:, -1:] - 1e-12
+        needed.append((1 + (own < goals).sum(axis=1)) / (1 + (other < goals).sum(axis=1)))
+    return np.array(needed)
+
+
+def curve_draws(row: Row, metric: str) -> np.ndarray:
+    """(1 + DRAWS, K): the mean of pass@1, ..., pass@K and its draws; never falls with k."""
     name, K, grade = split_metric(metric)
-    read_values(ours, seeds, metric)  # MissingError where there are no K completions
-    rows = [seed_row(ours, seed) for seed in seeds]
-    curves = [pass_curves(row, name)[of_grade(row, grade), :K] for row in rows]
-    return samples_numbers(curves, mean_numbers(read_values(theirs, seeds, metric))) / K
+    curves = pass_curves(row, name)[of_grade(row, grade), :K]
+    return np.vstack([curves.mean(axis=0), problem_weights(grades_of(row, metric)) @ curves])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -74,8 +74,7 @@ def rows(
             for seed in range(seeds):
                 cells = [{**policy, "process": process, "seed": seed}]
                 if policy["kind"] == "test":
-                    rates = [{"rate": rate, "chosen": rate == 1.0} for rate in RATES]
-                    cells = [{**cells[0], **rate, "kind": "train"} for rate in rates] + cells
+                    cells = [{**cells[0], "rate": r, "kind": "train"} for r in RATES] + cells
                 made += [cell_row(cell, problems, n) for cell in cells]
     return made
 
@@ -128,7 +127,6 @@ def cell_row(cell: Mapping, problems: int, n: int) -> Row:
         "beta": beta,
         "rate": cell["rate"],
         "learning_rate": RATES[cell["rate"]] if cell["rate"] else None,
-        "chosen": cell.get("chosen", bool(cell["rate"])),
         "seed": cell["seed"],
         "commands": [f"python -m eval.arithmetic --out runs/{name.replace(' ', '-')}"],
         "seconds": round(float(rng.uniform(20, 90)), 1),
@@ -184,12 +182,9 @@ def split_part(
 ) -> Row:
     counts, chances = count(cell, rng, problems, n)
     mean = {key: float(np.mean(counts[key])) for key in ("majority", "entropy", "tokens")}
-    confidence = float(np.mean(np.maximum(chances, 1 - chances)))
     metrics = {
         "arithmetic:pass@1": around(float(np.mean(counts["correct"])) / n, 0.03),
         "arithmetic:no_answer": around(0.001, 0.001),
-        "arithmetic:ece": around(abs(confidence - mean["majority"]), 0.03),
-        "arithmetic:brier": around(0.5 - 0.2 * mean["majority"], 0.03),
         "diversity:input/distinct_2": around(0.1 * cell["acts"] ** 0.6, 0.004),
         "diversity:input/self_bleu": around(0.9 / cell["acts"] ** 0.2, 0.004),
     }
@@ -220,6 +215,7 @@ def split_part(
         masses = [question["policy_mass"] for question in row["opinions"]]
         metrics["opinions:mass"] = around(float(np.mean(masses)), 0.01)
         metrics["opinions:slope"] = around(0.9, 0.05)
+        metrics["opinions:majority"] = around(0.5 + 0.45 * math.exp(-(alpha or 1.0)), 0.01)
     return row
 
 
@@ -243,6 +239,8 @@ def count(
         "valid": rng.binomial(correct, 1 - broken).tolist(),
         "distinct": unique.tolist(),
         "majority": (chances > 0.5).astype(float).tolist(),
+        "confidence": np.maximum(chances, 1 - chances).tolist(),
+        "brier": (2 * (1 - chances) ** 2).tolist(),
         "entropy": entropy.tolist(),
         "tokens": (27 + 2 * math.log(cell["acts"]) + rng.normal(0, 1, problems)).tolist(),
     }

@@ -99,7 +99,7 @@ def test_without_an_adapter_the_policy_is_the_reference(measure) -> None:
         assert item["policy_log_odds"] == item["reference_log_odds"]
         assert item["theory_log_odds"] is None
         assert (item["p"], item["p_hat"], item["labels"]) == (row["p"], row["p_hat"], 400)
-    assert set(summary["metrics"]) == {"mass", "reference_mass", "share_error"}
+    assert set(summary["metrics"]) == {"mass", "reference_mass", "share_error", "majority"}
     first, second = plain_logps(None, ROWS[0])
     assert items[0]["policy_log_odds"] == pytest.approx(first - second, abs=1e-4)
 
@@ -237,6 +237,7 @@ def test_metrics_by_hand() -> None:
     ]  # fmt: skip
     values = metric_values(items)
     assert values["share_error"] == pytest.approx([0.068941, 0.019203, 0.4], abs=1e-6)
+    assert values["majority"] == pytest.approx([0.731059, 0.880797, 0.5], abs=1e-6)
     assert values["log_odds_error"] == [1, 2]
     assert values["mass"] == [0.5] * 3 and values["reference_mass"] == [0.9] * 3
     for name, expected in (("slope", 0.5), ("correlation", 1.0)):

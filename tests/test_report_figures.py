@@ -127,7 +127,7 @@ def test_studies_without_a_base_without_training_or_without_problems(verdict):
     chat = [{k: v for k, v in row.items() if k not in ("problems", "reliability", "opinions")}
             for row in measured(verdict)]  # fmt: skip
     found = panels(chat)
-    assert not found["pass"] and [p.name for p in found["reliability"]] == ["calibration"]
+    assert not found["pass"] and not found["reliability"]
     titles = [chart.title for chart in found["tau"][0].charts]
     assert "Entropy of completions" in titles and "pass@1" not in titles
     assert panels([]) == {name: [] for name in panels(verdict)}

@@ -75,13 +75,10 @@ def test_settings_begin_with_the_base_and_the_grid_of_tau(example):
     assert difficulties(own) == ["easy", "medium", "hard"] and samples_of(own) == 16
 
 
-def test_the_chosen_rate_is_said_or_else_the_one_that_was_tested(example):
+def test_the_chosen_rate_is_the_one_that_was_tested_or_the_only_one(example):
     own = [row for row in parts(example)["verdict"] if row["setting"] == "tau 2"]
-    assert {row["rate"] for row in own if row["kind"] == "train" and is_chosen(row, own)} == {1.0}
-    bare = [{k: v for k, v in row.items() if k != "chosen"} for row in own]
-    chosen = {row["rate"] for row in trained(bare) if is_chosen(row, bare)}
-    assert chosen == {1.0}
-    untested = trained(bare)
+    assert {row["rate"] for row in trained(own) if is_chosen(row, own)} == {1.0}
+    untested = trained(own)
     assert not any(is_chosen(row, untested) for row in untested)
     one = [row for row in untested if row["rate"] == 1.0]
     assert all(is_chosen(row, one) for row in one)

@@ -6,6 +6,7 @@ pytest tests/test_report_tables.py
 # ruff: noqa: RUF001 signs of mathematics, real minus signs
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -38,12 +39,16 @@ CLAIM = {"id": "one", "paper": "SPL", "where": "Table <1>", "statement": "It <gr
          "tests": [{"why": "half of 0.1"}]}  # fmt: skip
 
 
-def judged(verdict: str, enough: bool = True, cells=("a",), **more) -> study_claims.Verdict:
+def judged(
+    verdict: str, enough: bool = True, cells=("a",), premise=False, **more
+) -> study_claims.Verdict:
     result = {"value": 0.06, "low": 0.05123, "high": 0.07, "threshold": 0.05, "outcome": "yes"}
     test = study_claims.TestResult(
         "spl > 0.05", **result | more, over="seeds and problems", confidence=0.975
     )
-    return study_claims.Verdict(CLAIM, verdict, [test], list(cells), "a note", 5, enough)
+    return study_claims.Verdict(
+        CLAIM, verdict, [test], test if premise else None, list(cells), "a note", 5, enough
+    )
 
 
 def test_a_claim_has_its_source_test_interval_and_outcome():
@@ -56,6 +61,16 @@ def test_a_claim_has_its_source_test_interval_and_outcome():
     assert outcome == "✓&nbsp;yes"
     assert '<a href="#cell-1-0">a</a>' in html and "Why these settings." in html
     assert "too few seeds" not in html
+
+
+def test_a_claim_says_what_was_changed_and_shows_its_premise():
+    more = {"changed": "<late>", "premise": {"why": "none without"}}
+    verdict = replace(judged("holds", premise=True), claim=CLAIM | more)
+    html = claims_html([verdict], {"a": "cell-1-0"})
+    assert "Changed: &lt;late&gt;" in html
+    (premise, *_), (test, *_) = body(html)
+    assert premise == "premise: spl &gt; 0.05<br><small>none without</small>"
+    assert test.startswith("spl")
 
 
 def test_verdicts_of_too_few_seeds_say_so_and_unmeasured_claims_are_folded():

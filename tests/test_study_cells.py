@@ -166,7 +166,9 @@ def test_what_a_folder_says(tmp_path):
     settings = tmp_path / "samples.jsonl.settings.json"
     settings.write_text(json.dumps({"sampling": asdict(PLAIN)}))
     write_lines(tmp_path / "opinions" / "items.jsonl", [{"prompt": "q", "p": 0.123456789}])
-    (tmp_path / "arithmetic" / "values.json").write_text('{"brier": [0.5, 1, 1, 1, 1]}')
+    (tmp_path / "arithmetic" / "values.json").write_text(
+        '{"confidence": [1, 1, 1, 0, 0], "brier": [0.5, 1, 1, 1, 1]}'
+    )
     (tmp_path / "arithmetic" / "reliability.json").write_text('[{"count": 5}]')
     value = {"value": 0.5, "low": 0.25, "high": 0.75}
     names = ("pass@1", "pass@1/hard", "floor@1/hard", "no_answer/easy")
@@ -182,6 +184,7 @@ def test_what_a_folder_says(tmp_path):
     problems = row["problems"]
     assert problems["n"] == 3 and problems["correct"] == [2] * 5 and problems["valid"] == [1] * 5
     assert problems["entropy"] == [3.0] * 5 and problems["tokens"] == [4.0] * 5
+    assert problems["confidence"] == [1, 1, 1, 0, 0]
     assert problems["brier"] == [0.5, 1, 1, 1, 1] and "validation_entropy" not in row
     assert problems["difficulty"] == ["easy", "hard", "easy", "easy", "easy"]
     assert [one["prompt"] for one in row["samples"]] == ["p0", "p1", "p2", "p3"]  # 3 easy, 1 hard

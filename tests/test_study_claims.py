@@ -1,14 +1,14 @@
-"""Verdicts on rows whose every number is known, and the claims themselves against the rules.
+"""Verdicts on rows whose every number is known.
 
 pytest tests/test_study_claims.py
 """
 
-import json
 import math
 
 import pytest
 
 from eval import study_claims
+from eval.claims import claims_for
 from eval.study_claims import (
     CONTRADICTED,
     HOLDS,
@@ -19,15 +19,14 @@ from eval.study_claims import (
     NOT_SEEN,
     UNCLEAR,
     YES,
-    claims_for,
     decide,
     judge_claims,
     outcome_of,
-    read_claims,
 )
 from eval.study_models import MODEL_PLANS
 from eval.study_statistics import Interval
 from tests.study_example import rows as example_rows
+from tests.test_claims import a_claim, a_test, spl
 
 BY_TAU = {0.5: 1.0, 1.0: 2.0, 2.0: 4.0}  # tau -> entropy of every problem, plus 0.01 * seed
 
@@ -48,22 +47,6 @@ def made(seeds=3) -> list[dict]:
             rows.append(row("spl", f"tau {tau:g}", seed, numbers=entropy + 0.01 * seed, tau=tau,
                             alpha=0.1 * tau, beta=0.1))  # fmt: skip
     return rows
-
-
-def spl(tau) -> dict:
-    return {"family": "spl", "tau": tau, "beta": 0.1}
-
-
-def a_test(kind="difference", metric="entropy", **more) -> dict:
-    """SPL at tau 2 against tau 1, unless told otherwise; None leaves a key out."""
-    test = {"kind": kind, "metric": metric, "a": spl(2), "b": spl(1), "expected": ">",
-            "threshold": 0, "why": "by hand", **more}  # fmt: skip
-    return {key: value for key, value in test.items() if value is not None}
-
-
-def a_claim(*tests, **more) -> dict:
-    return {"id": "one", "paper": "ours", "statement": "So it is.", "process": "verdict",
-            "rule": "Fixed.", "needs_seeds": 3, "tests": list(tests), **more}  # fmt: skip
 
 
 def judge(*tests, rows=None, **more) -> study_claims.Verdict:
@@ -100,12 +83,16 @@ def test_difference_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "outcome", "note"), [(0.5, UNCLEAR, "pass@1 of spl tau 1 beta 0.1 leaves 0.375"),
-                                       (0.3, NO, ""), (0.375, UNCLEAR, "leaves 0.375")]
+    ("expected", "threshold", "outcome", "note"),
+    [
+        (">", 0.5, UNCLEAR, "pass@1 of spl tau 1 beta 0.1 leaves 0.375"),
+        (">", 0.3, NO, ""), (">", 0.375, UNCLEAR, "leaves 0.375"),
+        ("<", 0.5, UNCLEAR, "leaves 0.375"), ("<", 0.3, YES, ""),
+    ],
 )  # fmt: skip
-def test_where_there_is_no_room_a_no_is_unclear(threshold, outcome, note) -> None:
+def test_where_there_is_no_room_a_test_is_unclear(expected, threshold, outcome, note) -> None:
     """pass@1 of both is (4/4 + 1/4) / 2 = 0.625: nothing can add 0.5 to it, but 0.3."""
-    verdict = judge(a_test(metric="pass@1", threshold=threshold))
+    verdict = judge(a_test(metric="pass@1", threshold=threshold, expected=expected))
     (test,) = verdict.tests
     assert (test.value, test.outcome) == (0, outcome)
     assert note in test.note and test.note in verdict.note
@@ -205,6 +192,36 @@ def test_verdicts_of_rows() -> None:
     assert found.note == "missing: one setting of spl tau 4 beta 0.1, there are 0"
 
 
+@pytest.mark.parametrize(
+    ("premise", "verdict", "note"),
+    [
+        (a_test(), HOLDS, ""), (a_test(expected="<"), NOT_SEEN, "its premise is no"),
+        (a_test(metric="pass@1"), NOT_SEEN, "its premise is unclear"),
+        (a_test(a=spl(4)), NOT_MEASURED, "its premise is missing"),
+    ],
+)  # fmt: skip
+def test_without_its_premise_a_claim_is_not_seen(premise, verdict, note) -> None:
+    found = judge(a_test(a=spl(0.5), expected="<"), premise=premise)
+    assert (found.verdict, found.note) == (verdict, note)
+    assert found.premise.text == judge(premise).tests[0].text
+
+
+def test_a_grid_that_is_not_whole_is_said() -> None:
+    a = {"family": "spl", "beta": 0.1, "tau": [0.5, 1, 2, 4, 11]}
+    found = judge(a_test("spearman", a=a, b=None, x="tau"))
+    assert found.verdict == HOLDS
+    assert found.note == "3 of the 5 settings of spl tau 0.5, 1, 2, 4, 11 beta 0.1"
+    whole = judge(a_test("spearman", a={**a, "tau": [0.5, 1, 2]}, b=None, x="tau"))
+    assert whole.note == ""
+
+
+def test_other_learning_rates_are_said() -> None:
+    rows = [{**one, "rate": 3.0 if one.get("tau") == 2 else 1.0} for one in made()]
+    note = "learning rates differ: tau 2 at 3 times the default, the others at 1"
+    assert judge(a_test(), rows=rows).note == note
+    assert judge(a_test(a=spl(0.5)), rows=rows).note == ""
+
+
 def test_what_is_missing_is_named() -> None:
     cases = {
         "one setting of spl, there are 3": a_test(a={"family": "spl"}),
@@ -269,88 +286,7 @@ def test_nothing_to_divide_by_is_unclear() -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# claims.json
-
-
-def write(path, *claims) -> None:
-    path.write_text(json.dumps({"claims": claims}), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("test", "message"),
-    [
-        ({"kind": "slope"}, "claim 1 .one., test 2: kind: expected one of value"),
-        ({"expected": ">="}, "expected: expected <, > or =, got '>='"),
-        ({"threshold": "0"}, "threshold: expected a number"),
-        ({"threshold": True}, "threshold: expected a number"),
-        ({"threshold": math.inf}, "Infinity is not a JSON value"),
-        ({"metric": "pass@0"}, "metric: expected pass@K"),
-        ({"why": None}, "expected why"),
-        ({"b": None}, "test 2: expected a `b` in a difference test"),
-        ({"x": "tau"}, "test 2: expected no `x` in a difference test"),
-        ({"expected": "="}, "test 2: expected a `margin` in a difference test"),
-        ({"margin": 1}, "test 2: expected no `margin` in a difference test"),
-        ({"kind": "matched"}, "test 2: expected a `at` in a matched test"),
-        ({"metric_b": "pass@1"}, "metric_b is for tests of best"),
-        ({"any": False}, "any: expected true"),
-        ({"any": True, "expected": "=", "margin": 1}, "any: expected true"),
-        ({"a": {"tau": 1}}, "a: expected family"),
-        ({"a": {"family": "spl", "taus": 1}}, "a: unknown taus"),
-        ({"a": {"family": "spl", "tau": "1"}}, "a: tau: expected numbers"),
-        ({"b": {"family": []}}, "b: family: expected texts"),
-        ({"b": "spl"}, "b: expected an object"),
-        ({"kind": "samples"}, "samples: expected pass@K"),
-        ({"note": "x"}, "unknown note"),
-    ],
-)
-def test_malformed_tests(tmp_path, test, message) -> None:
-    file = tmp_path / "claims.json"
-    write(file, a_claim(a_test(), a_test(**test)))
-    with pytest.raises(ValueError, match=f"claims.json: .*{message}"):
-        read_claims(file)
-
-
-@pytest.mark.parametrize(
-    ("claim", "message"),
-    [
-        ({"paper": "DPO"}, "paper: expected SPL, H-DPO, ours, got 'DPO'"),
-        ({"needs_seeds": 0}, "needs_seeds: expected 1 or more"),
-        ({"needs_plateau": 1}, "needs_plateau: expected true or false"),
-        ({"tests": []}, "expected `tests`"),
-        ({"statement": 3}, "statement: expected a text"),
-        ({"verdict": "holds"}, "unknown verdict"),
-        ({"plan": "small"}, "expected either `process` or `plan`"),
-    ],
-)
-def test_malformed_claims(tmp_path, claim, message) -> None:
-    file = tmp_path / "claims.json"
-    write(file, a_claim(a_test()) | claim)
-    with pytest.raises(ValueError, match=f"claims.json: claim 1.*{message}"):
-        read_claims(file)
-
-
-def test_malformed_files(tmp_path) -> None:
-    file = tmp_path / "claims.json"
-    write(file, a_claim(a_test()), a_claim(a_test()))
-    with pytest.raises(ValueError, match="expected ids that differ, got one"):
-        read_claims(file)
-    file.write_text("[]")
-    with pytest.raises(ValueError, match="expected an object with `claims`"):
-        read_claims(file)
-    write(file, "SPL holds")
-    with pytest.raises(ValueError, match="claim 1: expected an object, got a text"):
-        read_claims(file)
-
-
-def test_the_claims_cover_both_papers() -> None:
-    assert all(claim["needs_seeds"] >= 5 for claim in read_claims())
-    claims = claims_for("full")
-    assert {claim["paper"] for claim in claims} == {"SPL", "H-DPO", "ours"}
-    assert {claim["process"] for claim in claims} == {"verdict", "population"}
-    theory = {"spl-proportional", "spl-majority", "spl-log-odds"}
-    for claim in claims:  # theory has an optimum for coins alone, and speaks of runs that reach it
-        if claim["id"] in theory:
-            assert claim["process"] == "population" and claim["needs_plateau"]
+# the claims of claims.json
 
 
 def test_the_claims_are_judged_on_an_invented_study() -> None:

@@ -25,9 +25,10 @@ from eval.study_statistics import (
     metric_values,
     paired_interval,
     pass_table,
+    process_rows,
     rank_numbers,
     read_values,
-    samples_numbers,
+    row_numbers,
     samples_share,
     seed_and_problem_interval,
     seed_row,
@@ -54,6 +55,8 @@ PROBLEMS = {
     "valid": [2, 1, 0],
     "distinct": [1, 2, 4],
     "majority": [1.0, 0.5, 0.0],
+    "confidence": [1.0, 0.5, 0.25],
+    "brier": [0.0, 0.5, 1.125],
     "entropy": [1.0, 2.0, 6.0],
     "tokens": [10.0, 10.0, 20.0],
 }
@@ -72,6 +75,8 @@ def test_values_by_hand() -> None:
         "valid@2": [5 / 6, 0.5, 0],
         "unique": [0.25, 0.5, 1],
         "majority/easy": [1],
+        "brier/hard": [0.5, 1.125],
+        "ece": [0, 0, -0.25],
         "entropy": [1, 2, 6],
         "entropy/token": [0.1, 0.2, 0.3],
         "entropy/token/hard": [0.2, 0.3],
@@ -84,7 +89,7 @@ def test_values_by_hand() -> None:
 
 def test_what_a_row_does_not_have() -> None:
     one = row(problems=PROBLEMS, metrics={})
-    for name in ("pass@5", "pass@1/medium", "opinions:mass", "confidence"):
+    for name in ("pass@5", "pass@1/medium", "opinions:mass", "votes"):
         with pytest.raises(KeyError):
             metric_values(one, name)
     with pytest.raises(KeyError):
@@ -92,7 +97,8 @@ def test_what_a_row_does_not_have() -> None:
 
 
 @pytest.mark.parametrize("name", ["pass", "pass@0", "unique@8", "pass@1/token", "pass@1/hardest",
-                                  "tokens/token", "", "Entropy", "opinions:"])  # fmt: skip
+                                  "tokens/token", "", "Entropy", "opinions:",
+                                  "ece/hard"])  # fmt: skip
 def test_names_that_are_no_metric(name) -> None:
     with pytest.raises(ValueError, match="test 1: expected pass@K"):
         check_metric(name, "test 1")
@@ -188,6 +194,32 @@ def test_intervals_hold_the_truth(seeds, problems, both, least, most) -> None:
     assert least < np.mean(held) < most
 
 
+def test_as_many_problems_of_each_grade_are_drawn() -> None:
+    """Grades 0, 0 and 1, 1 have no noise at all; drawn from all four, they would have."""
+    graded = row(problems={**PROBLEMS, "difficulty": ["easy", "easy", "hard", "hard"],
+                           "correct": [4, 4, 0, 0]})  # fmt: skip
+    assert (row_numbers([graded], "pass@1") == 0.5).all()
+    alike = row(problems={**graded["problems"], "difficulty": [None] * 4})
+    spread = row_numbers([alike], "pass@1")[0, 1:].std()  # sqrt(1/4 / 4)
+    assert spread == pytest.approx(0.25, abs=0.01)
+    grade = row_numbers([graded], "pass@1/hard")
+    assert grade.shape == (1, 1 + DRAWS) and (grade == 0).all()
+
+
+def test_calibration_error_by_hand() -> None:
+    """Confidence 1, 1, 0.5: right 1, 0 and 1. Bins of (14/15, 1] and (7/15, 8/15].
+
+    (|1 - 2| + |1 - 0.5|) / 3 = 0.5. Draws of one grade: that with the first problem alone has 0,
+    with the second alone 1, and mirrored at 0.5 these are 1 and 0.
+    """
+    one = row(problems={**PROBLEMS, "difficulty": [None] * 3, "majority": [1.0, 0.0, 1.0],
+                        "confidence": [1.0, 1.0, 0.5]})  # fmt: skip
+    found = row_numbers([one], "ece")
+    assert found[0, 0] == pytest.approx(0.5)
+    assert (found.min(), found.max()) == pytest.approx((0, 1))
+    assert found[0, 1:].mean() == pytest.approx(0.5, abs=0.02)  # no bin can cancel: no bias
+
+
 # ------------------------------------------------------------------------------------------------
 # comparisons
 
@@ -245,22 +277,21 @@ def test_best_in_every_draw_for_itself() -> None:
     assert found[0, 0] == 1 and found[0, 1:].mean() == pytest.approx(20 / 27, abs=0.03)
 
 
-def test_completions_needed_by_hand() -> None:
-    """2 of 4 right: pass@k = 1/2, 5/6, 1, 1. 0.8 takes 2, 5/6 itself 2, 1 takes 3."""
-    curve = pass_table(4)[[2]]
-    goals = [fixed(goal) for goal in (0.8, 5 / 6, 1.0)]
-    assert [samples_numbers([curve], goal)[0, 0] for goal in goals] == [2, 2, 3]
-    assert samples_numbers([pass_table(4)[[0]]], fixed(0.1))[0, 0] == 5  # never: beyond 4
-
-
 def test_completions_needed_as_a_share() -> None:
-    """Theirs: pass@4 of the hard is (1 + 0) / 2. Ours (3 and 0 of 4: 3/8, 1/2, ...) takes 2 of 4.
+    """pass@k of the hard: 3 and 0 of 4 right 3/8, 1/2, 1/2, 1/2; 2 and 0: 1/4, 5/12, 1/2, 1/2;
 
-    Fewer than the four completions that it is to reach cannot be asked.
+    1 and 0: 1/8, ..., 1/2. 1/2 takes 2, 3 and 4 completions; 3 right of 2 problems is more than
+    any of these reach: 5. A policy needs as many as it does itself, in every draw. Fewer than the
+    four completions that it is to reach cannot be asked.
     """
-    ours = {0: row(problems={**PROBLEMS, "correct": [0, 3, 0]})}
-    theirs = {0: row(problems={**PROBLEMS, "correct": [4, 2, 0]})}
-    assert samples_share(ours, theirs, [0], "pass@4/hard")[0, 0] == 0.5
+    some = {c: {0: row(problems={**PROBLEMS, "correct": [0, c, 0]})} for c in (1, 2, 3)}
+    both = {0: row(problems={**PROBLEMS, "correct": [0, 3, 3]})}
+    theirs = some[2]
+    for mine, share in ((3, 2 / 3), (2, 1), (1, 4 / 3)):
+        found = samples_share(some[mine], theirs, [0], "pass@4/hard")
+        assert found[0, 0] == pytest.approx(share)
+    assert samples_share(theirs, both, [0], "pass@4/hard")[0, 0] == 5 / 2
+    assert (samples_share(both, both, [0], "pass@4/hard") == 1).all()
     short = {0: row(problems={**PROBLEMS, "n": 3, "correct": [0, 3, 0]})}
     with pytest.raises(MissingError, match="pass@4/hard of spl/tau 1/0/test"):
         samples_share(short, theirs, [0], "pass@4/hard")
@@ -286,6 +317,25 @@ def test_settings_of_a_selector() -> None:
         assert sorted(map(len, find_settings(rows, selector))) == sorted(sizes)
     with pytest.raises(MissingError, match="one row of each seed"):
         find_settings([*rows, rows[0]], {"family": "spl"})
+
+
+def test_what_depends_on_the_number_of_completions_is_compared_at_equal_ones() -> None:
+    """A control with fewer completions than the policies keeps what does not depend on it.
+
+    Nor does it bring a reference measured with as few, which would be a second one.
+    """
+    few = {**PROBLEMS, "n": 2, "correct": [2, 1, 0], "valid": [1, 1, 0]}
+    base, other = (row("base", "base", kind="base", source="tiny", problems=p)
+                   for p in (PROBLEMS, few))  # fmt: skip
+    own = {"process": "verdict", "source": "tiny"}
+    test = row(problems=PROBLEMS, **own)
+    control = row("dpo, resampled", "tau 2", kind="decode", problems=few, **own)
+    found = process_rows([base, other, test, control], "verdict")
+    assert found[:2] == [base, test] and len(found) == 3
+    assert metric_values(found[2], "pass@2/hard").tolist() == [1, 0]
+    for name in ("unique", "majority", "brier", "ece"):
+        with pytest.raises(KeyError):
+            metric_values(found[2], name)
 
 
 def test_seeds_that_all_have_and_the_only_base() -> None:
