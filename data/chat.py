@@ -13,6 +13,7 @@ checkpoint's tokenizer puts one before a text, as transformers' tokenizer(render
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from data.tokenizer import Tokenizer, decode_text, is_text, read_file, read_json
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
+CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -134,20 +136,25 @@ KNOWN_TEMPLATES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def detect_chat_format(
-    path: str | Path, tokenizer: Tokenizer, chat_format: str | None = None
+    path: str | Path,
+    tokenizer: Tokenizer,
+    chat_format: str = "auto",
+    adapter: str | Path | None = None,
 ) -> tuple[ChatFormat, str]:
     """The format of the checkpoint in folder `path`, and why.
 
-    In this order: the name given as chat_format; a `chat_format` in tokenizer_config.json; the
-    checkpoint's chat template; plain, if it has none. A name whose family the template is of keeps
-    the template's particulars (default system message, spaces).
+    In this order: the name given as chat_format; a `chat_format` in tokenizer_config.json, that of
+    the adapter's folder first; the checkpoint's chat template; plain, if it has none. A name whose
+    family the template is of keeps the template's particulars (default system message, spaces).
     Raises ValueError for an unknown name or template, and for special tokens that are missing.
     """
     template, file = read_template(Path(path))
     known = recognise_template(template) if template is not None else None
-    marker = read_config(Path(path)).get("chat_format")
-    name, reason = marker, f"chat_format in {Path(path) / 'tokenizer_config.json'}"
-    if chat_format is not None:
+    name, reason = None, ""
+    for folder in (Path(path), *([Path(adapter)] if adapter else [])):
+        if (marker := read_config(folder).get("chat_format")) is not None:
+            name, reason = marker, f"chat_format in {folder / CONFIG}"
+    if chat_format not in (None, "auto"):
         name, reason = chat_format, "--chat_format"
     if name is not None:
         if not isinstance(name, str) or name not in CHAT_FORMATS:
@@ -188,8 +195,14 @@ def bind_tokens(chat_format: ChatFormat, tokenizer: Tokenizer) -> ChatFormat:
     return f
 
 
+def mark_chat_format(path: Path, chat_format: ChatFormat) -> None:
+    """Say in a policy's folder with which format it was trained, for `detect_chat_format`."""
+    config = read_config(path) | {"chat_format": chat_format.name}
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def read_config(path: Path) -> dict:
-    file = path / "tokenizer_config.json"
+    file = path / CONFIG
     return read_json(file) if file.is_file() else {}
 
 
@@ -198,7 +211,7 @@ def read_template(path: Path) -> tuple[str | None, Path | None]:
     file = path / "chat_template.jinja"
     if file.is_file():
         return decode_text(read_file(file), str(file)), file
-    file = path / "tokenizer_config.json"
+    file = path / CONFIG
     template = read_config(path).get("chat_template")
     if isinstance(template, list):  # several, by name
         entries = [entry for entry in template if isinstance(entry, dict)]

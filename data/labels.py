@@ -25,7 +25,8 @@ from itertools import combinations
 from pathlib import Path
 
 from data.problems import check_solution
-from data.synthetic import check_keys, read_rows, read_samples, write_rows
+from data.rows import write_rows
+from data.synthetic import checked_rows, read_samples
 
 LARGEST_POLL = 10**6  # labels of one question of opinion, at most
 
@@ -93,14 +94,12 @@ def sigmoid(x: float) -> float:
 
 
 def read_opinions(path: Path) -> list[dict]:
-    rows = read_rows(path)
-    check_keys(path, rows, {"prompt": str, "answers": list, "labels": int, "first_preferred": int})
-    for line, row in enumerate(rows, start=1):
-        check_opinion(row, f"{path}:{line}")
-    return rows
+    kinds = {"prompt": str, "answers": list, "labels": int, "first_preferred": int}
+    return [check_opinion(row, where) for where, row in checked_rows(path, kinds)]
 
 
-def check_opinion(row: Mapping, where: str) -> None:
+def check_opinion(row: dict, where: str) -> dict:
+    """The row; ValueError for answers or labels that are none."""
     texts = [answer for answer in row["answers"] if isinstance(answer, str)]
     if len(texts) != 2 or len(row["answers"]) != 2:
         raise ValueError(f"{where}: answers: expected two texts, got {row['answers']!r}")
@@ -109,6 +108,7 @@ def check_opinion(row: Mapping, where: str) -> None:
             f"{where}: expected 0 <= first_preferred <= labels <= {LARGEST_POLL}, got "
             f"{row['first_preferred']} and {row['labels']}"
         )
+    return row
 
 
 def opinion_pairs(row: Mapping) -> list[dict]:
@@ -172,6 +172,8 @@ def choose_label(a: argparse.Namespace) -> Label:
     """The labeller that the flags ask for; ValueError for flags out of range or without meaning."""
     if a.pairs < 1 or (a.votes is not None and a.votes < 1):
         raise ValueError("--pairs and --votes expect 1 or more")
+    if a.votes is not None and a.opinions is None:
+        raise ValueError("--votes counts labels of --opinions, which is not given; pass both")
     if a.process == "verdict":
         if a.scale is not None:
             raise ValueError("--scale has no meaning for --process verdict, which has no reward")

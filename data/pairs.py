@@ -7,8 +7,10 @@ Rows (.jsonl, .jsonl.gz, a .json list, .parquet) are recognised by their keys:
     chosen, rejected             two dialogues "\\n\\nHuman: ...\\n\\nAssistant: ...", as in HH
     messages                     sft: one example for each reply
     prompt, completion           sft
+    system                       beside them: the system message; null is no value, of any key
 
-For sft, rows of preferences give their chosen side. A prompt that is a text is one user message.
+For sft, rows of preferences give their chosen side. A prompt that is a text is one user message, or
+a dialogue as in HH up to "\\n\\nAssistant:"; a chosen side that is such a dialogue repeats it.
 
 A malformed row stops with its file:line. Well-formed rows that say nothing are dropped, counted and
 reported: an empty reply; chosen equal to rejected; dialogues that part before their last reply (in
@@ -33,7 +35,14 @@ from data.chat import (
     encode_prompts,
     takes_turns,
 )
-from data.rows import check_turns, data_files, dialogue, read_rows
+from data.rows import (
+    add_system,
+    check_turns,
+    data_files,
+    dialogue,
+    read_rows,
+    without_nulls,
+)
 from data.tokenizer import Tokenizer
 
 EMPTY = "empty reply"
@@ -81,7 +90,7 @@ def read_pairs(
         before = rows
         for where, row in read_rows(path):
             rows += 1
-            for made in make(row, where):
+            for made in make(without_nulls(row), where):
                 reason = made if isinstance(made, str) else nothing_to_learn(made)
                 if reason is None:
                     pairs.append(made)
@@ -90,11 +99,19 @@ def read_pairs(
         if rows == before:
             raise ValueError(f"{path}: expected rows, got an empty file")
     kind = "examples" if objective == "sft" else "pairs"
-    names = ", ".join(path.name for path in files)
+    names = short_names(files)
     log(f"data: {len(pairs)} {kind} from {rows} rows of {names}{tell_dropped(dropped)}")
     if not pairs:
         raise ValueError(f"{names}: no {kind} remain{tell_dropped(dropped)}")
     return pairs
+
+
+def short_names(files: Sequence[Path]) -> str:
+    """As much of the ends of their paths as tells the files apart."""
+    depth = 1
+    while len({path.parts[-depth:] for path in files}) < len(set(files)):
+        depth += 1
+    return ", ".join(str(Path(*path.parts[-depth:])) for path in files)
 
 
 def tell_dropped(dropped: Counter[str]) -> str:
@@ -140,7 +157,7 @@ def common_turns(chosen: list[Message], rejected: list[Message]) -> int:
 def examples_of_row(row: dict, where: str) -> list[Pair | str]:
     """sft: each reply of `messages`, or the last of prompt + completion or of the chosen side."""
     if "messages" in row:
-        turns = check_turns(row["messages"], "messages", where)
+        turns = add_system(row, check_turns(row["messages"], "messages", where), where)
         ends = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         if not ends:
             raise ValueError(f"{where}: messages: expected a reply of the assistant, got none")
@@ -176,21 +193,31 @@ def flip_labels(pairs: Sequence[Pair], fraction: float, seed: int) -> list[Pair]
     return flipped
 
 
-def split_by_prompt(
-    pairs: Sequence[Pair], fraction: float, seed: int
+def split_by_first_turn(
+    pairs: Sequence[Pair], share: float, seed: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out): about `fraction` of the prompts with all their pairs are held out.
+    """(training, held out): about `share` of the first human turns, with all their pairs, held out.
 
-    No prompt stands on both sides. A prompt's side depends on (seed, its text) alone, so that more
-    data moves no prompt to the other side.
+    No first turn stands on both sides, whatever the white space around it. Its side depends on
+    (seed, its text as it first comes) alone, so that data that is added behind moves none.
     """
     sides: tuple[list[Pair], list[Pair]] = ([], [])
+    spelled: dict[str, str] = {}
     for pair in pairs:
-        digest = hashlib.sha256(repr((seed, pair.prompt)).encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(pair)
-    if not sides[0]:
-        raise ValueError(f"--eval_fraction {fraction} leaves no training pairs of {len(pairs)}")
+        text = spelled.setdefault(first_turn(pair), first_message(pair))
+        key = (seed, ({"role": "user", "content": text},))
+        digest = hashlib.sha256(repr(key).encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(pair)
     return sides
+
+
+def first_message(pair: Pair) -> str:
+    return next((turn["content"] for turn in pair.prompt if turn["role"] == "user"), "")
+
+
+def first_turn(pair: Pair) -> str:
+    """What the human says first, without the white space around it."""
+    return first_message(pair).strip()
 
 
 def read_split(
@@ -201,7 +228,7 @@ def read_split(
     objective: str,
     seed: int,
 ) -> tuple[list[Pair], list[Pair]]:
-    """(training, held-out) pairs of a run: from files of their own, or a share of the prompts.
+    """(training, held-out) pairs of a run: from files of their own, or a share of the first turns.
 
     label_noise: the share of the training labels that is flipped.
     """
@@ -209,13 +236,28 @@ def read_split(
     if eval_data is not None:
         held_out = read_pairs(eval_data, objective)
     else:
-        pairs, held_out = split_by_prompt(pairs, eval_fraction, seed)
+        count = len(pairs)
+        pairs, held_out = split_by_first_turn(pairs, eval_fraction, seed)
+        if not pairs:
+            raise ValueError(f"--eval_fraction {eval_fraction} leaves no training pairs of {count}")
     return flip_labels(pairs, label_noise, seed), held_out
 
 
 # ---------------------------------------------------------------------------------------------
 # pairs -> ids
 # ---------------------------------------------------------------------------------------------
+
+
+def length_limits(
+    max_length: int, max_prompt_length: int | None, positions: int
+) -> tuple[int, int]:
+    """max_length within the model's positions; and of the prompt, half of it where none is asked.
+
+    A prompt may not take all of the positions: then half of them are left to the completion.
+    """
+    longest = min(max_length, positions)
+    asked = max_prompt_length or longest // 2
+    return longest, asked if asked < longest else max(1, longest // 2)
 
 
 def tokenize_pairs(

@@ -1,7 +1,8 @@
 """Prompts for generation: a file or a text -> messages; and ids that were drawn -> text.
 
 A .txt file has one prompt a line, a .jsonl or .jsonl.gz file one object with `prompt` (a text or
-messages), `messages` or `question`.
+messages), `messages` or `question`, and perhaps `system`. A text is one user message, or a dialogue
+as in HH, up to "\\n\\nAssistant:".
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.chat import ChatFormat, Message, stop_ids
-from data.rows import check_text, check_turns, open_binary, read_rows
+from data.rows import (
+    add_system,
+    check_turns,
+    open_binary,
+    prompt_turns,
+    read_rows,
+    without_nulls,
+)
 from data.tokenizer import Tokenizer, decode_text
 
 TEXT_BYTES = 2**28  # of a .txt file, at most
@@ -50,24 +58,25 @@ def prompt_lines(data: bytes, where: str) -> list[Prompt]:
 
 
 def text_prompt(text: str, where: str) -> Prompt:
-    return Prompt([{"role": "user", "content": text}], where, text)
+    return Prompt(prompt_turns(text, "prompt", where), where, text)
 
 
 def row_prompt(row: dict, where: str) -> Prompt:
-    """prompt (text or messages), messages, or question."""
+    """prompt (text or messages), messages, or question; behind the text under system."""
+    row = without_nulls(row)
     key = next((key for key in ("prompt", "messages", "question") if key in row), None)
     if key is None:
         raise ValueError(f"{where}: expected prompt, messages or question, got {sorted(row)}")
-    if key == "messages" or isinstance(row[key], list):
-        messages = check_turns(row[key], key, where)
-        if messages[-1]["role"] != "user":
-            role = messages[-1]["role"]
-            raise ValueError(f"{where}: {key}: expected a user message at the end, got {role}'s")
-        return Prompt(messages, where, messages)
-    text = check_text(row[key], key, where)
-    if not text.strip():
+    value = row[key]
+    turns = (check_turns if key == "messages" else prompt_turns)(value, key, where)
+    if turns[-1]["role"] != "user":
+        role = turns[-1]["role"]
+        raise ValueError(f"{where}: {key}: expected a user message at the end, got {role}'s")
+    if isinstance(value, str) and not value.strip():
         raise ValueError(f"{where}: {key}: expected a text, got an empty one")
-    return text_prompt(text, where)
+    messages = add_system(row, turns, where)
+    as_given = isinstance(value, str) and messages == turns
+    return Prompt(messages, where, value if as_given else messages)
 
 
 def with_system(prompt: Prompt, system: str | None) -> Prompt:

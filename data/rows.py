@@ -4,10 +4,12 @@ A row is a JSON object: a line of .jsonl or .jsonl.gz, an item of a .json list, 
 A dialogue is the list of messages that one of its keys ends: the prompt and, last, the reply.
 """
 
+import codecs
 import gzip
+import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,6 +19,10 @@ from data.tokenizer import parse_json
 
 LINE_BYTES = 2**26  # of a row in a file of lines, at most
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SPLIT = re.compile(  # a word of a file's name
+    r"(?<![a-z])(train|tests?|eval(?:uation)?|val(?:id(?:ation)?)?|dev|held[_-]?out)(?![a-z])",
+    re.IGNORECASE,
+)
 
 # ---------------------------------------------------------------------------------------------
 # files -> rows
@@ -41,15 +47,22 @@ def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         inside = [f for f in inside if f.is_file() and not f.name.startswith(".")]
         if not inside:
             raise ValueError(f"{path}: a folder without .jsonl, .jsonl.gz or .parquet files")
-        splits = {f.name for f in inside if re.match(r"(test|eval|valid|dev|held_?out)", f.name)}
-        if splits and len(splits) < len(inside):
-            raise ValueError(
-                f"{path}: holds several splits ({', '.join(f.name for f in inside)}); name files"
-            )
+        check_names(path, [f.name for f in inside])
         files += inside
     if not files:
         raise ValueError("--data: expected at least one file, got none")
     return files
+
+
+def check_names(folder: Path, names: Sequence[str]) -> None:
+    """ValueError for a folder of several splits, or with two forms of one file."""
+    words = (SPLIT.search(name) for name in names)
+    if len({word.group().lower() if word else "train" for word in words}) > 1:
+        raise ValueError(f"{folder}: holds several splits ({', '.join(names)}); name files")
+    stems = [re.sub(r"\.(jsonl|jsonl\.gz|parquet)$", "", name) for name in names]
+    twice = [name for name, stem in zip(names, stems, strict=True) if stems.count(stem) > 1]
+    if twice:
+        raise ValueError(f"{folder}: holds the same rows twice ({', '.join(twice)}); name files")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -84,18 +97,23 @@ def read_lines(path: Path) -> Iterator[tuple[str, object]]:
         for number, line in enumerate(lines, start=1):
             if len(line) > LINE_BYTES:
                 raise ValueError(f"{path}:{number}: expected at most {LINE_BYTES} bytes a line")
-            if line.strip():  # a blank line is not a row
+            if line.removeprefix(codecs.BOM_UTF8).strip():  # a blank line is not a row
                 yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def read_list(path: Path) -> Iterator[tuple[str, object]]:
+    hint = "a file of one object a line is named .jsonl"
     try:
         with open_binary(path) as file:
             rows = parse_json(file.read(), str(path))
     except MemoryError:
         raise ValueError(f"{path}: does not fit into memory; write its rows as .jsonl") from None
+    except ValueError as error:
+        if "Extra data" not in str(error):  # what json says behind the first of several values
+            raise
+        raise ValueError(f"{error}; {hint}") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of objects, got {describe(rows)}")
+        raise ValueError(f"{path}: expected a list of objects, got {describe(rows)}; {hint}")
     yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, start=1))
 
 
@@ -110,8 +128,15 @@ def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a parquet file, got {error}") from error
+
+
+def write_rows(path: Path, rows: Iterable[Mapping]) -> None:
+    """A file of JSON lines, in a folder that is made for it."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def describe(value: object) -> str:
@@ -158,6 +183,12 @@ def check_turns(value: object, key: str, where: str) -> list[Message]:
 
 
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+OPENING = re.compile(r"\s*\n\n(Human|Assistant):")
+
+
+def is_transcript(value: object) -> bool:
+    """Whether a text begins with the mark of a speaker, as HH's dialogues do."""
+    return isinstance(value, str) and OPENING.match(value) is not None
 
 
 def parse_transcript(text: str, key: str, where: str) -> list[Message]:
@@ -175,17 +206,40 @@ def parse_transcript(text: str, key: str, where: str) -> list[Message]:
     ]
 
 
+def prompt_turns(value: object, key: str, where: str) -> list[Message]:
+    """A prompt's messages: its list of them, or of a text one of the user, or HH's turns."""
+    if isinstance(value, list):
+        return check_turns(value, key, where)
+    text = check_text(value, key, where)
+    if not is_transcript(text):
+        return [{"role": "user", "content": text}]
+    turns = parse_transcript(text, key, where)
+    if turns[-1]["role"] == "assistant" and turns[-1]["content"].strip():
+        raise ValueError(
+            f"{where}: {key}: expected a dialogue that ends with '\\n\\nAssistant:', "
+            f"got {text[-40:]!r} at its end"
+        )
+    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+
+
+def without_nulls(row: dict) -> dict:
+    """The row's keys that have a value; parquet writes null for a key that is absent."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
 def dialogue(row: dict, key: str, where: str) -> list[Message]:
     """The whole conversation that row[key] ends: the prompt and, last, the reply."""
     value = row[key]
     if isinstance(value, list):
         turns = check_turns(value, key, where)
-        turns = join_prompt(row["prompt"], turns, key, where) if "prompt" in row else turns
-    elif "prompt" in row:
-        reply = {"role": "assistant", "content": check_text(value, key, where)}
-        turns = join_prompt(row["prompt"], [reply], key, where)
-    else:
+    elif "prompt" not in row or is_transcript(value):
         turns = parse_transcript(check_text(value, key, where), key, where)
+    else:
+        reply = check_text(value, key, where)
+        reply = reply.removeprefix(" ") if is_transcript(row["prompt"]) else reply
+        turns = [{"role": "assistant", "content": reply}]
+    turns = join_prompt(row["prompt"], turns, key, where) if "prompt" in row else turns
+    turns = add_system(row, turns, where)
     if turns[-1]["role"] != "assistant":
         raise ValueError(
             f"{where}: {key}: expected the assistant's reply at the end, "
@@ -197,17 +251,39 @@ def dialogue(row: dict, key: str, where: str) -> list[Message]:
 
 
 def join_prompt(prompt: object, turns: list[Message], key: str, where: str) -> list[Message]:
-    """prompt + turns, where the turns may repeat the prompt already."""
-    if isinstance(prompt, list):
-        prompt = check_turns(prompt, "prompt", where)
-        return turns if turns[: len(prompt)] == prompt else [*prompt, *turns]
-    prompt = check_text(prompt, "prompt", where)
+    """prompt + turns; turns that do not begin with the reply must repeat the prompt.
+
+    Its system message may be in the prompt alone. A prompt of one text may be any of their users'.
+    """
+    asked = prompt_turns(prompt, "prompt", where)
+    system = [turn for turn in asked[:1] if turn["role"] == "system"]
+    whole = turns if turns[0]["role"] == "system" else [*system, *turns]
+    if whole[: len(asked)] == asked:
+        return whole
     if turns[0]["role"] == "assistant":
-        return [{"role": "user", "content": prompt}, *turns]
+        return [*asked, *turns]
     said = [turn["content"].strip() for turn in turns if turn["role"] == "user"]
-    if prompt.strip() not in said:
+    if isinstance(prompt, str) and len(asked) == 1 and asked[0]["content"].strip() in said:
+        return turns
+    raise ValueError(
+        f"{where}: {key}: expected messages that repeat the prompt ({shorten(asked)}), "
+        f"got {shorten(turns)}; mend the row or leave its prompt out"
+    )
+
+
+def shorten(turns: Sequence[Message]) -> str:
+    """The roles of a conversation and how each message begins."""
+    return ", ".join(f"{turn['role']} {turn['content'][:40]!r}" for turn in turns[:4])
+
+
+def add_system(row: dict, turns: list[Message], where: str) -> list[Message]:
+    """The turns behind the row's text under `system`, if it has one."""
+    message = {"role": "system", "content": check_text(row.get("system", ""), "system", where)}
+    if not message["content"].strip() or turns[0] == message:
+        return turns
+    if any(turn["role"] == "system" for turn in turns):
         raise ValueError(
-            f"{where}: {key}: expected messages that repeat the prompt {prompt[:40]!r}, got a user "
-            f"who says {said[0][:40] if said else None!r}; mend the row or leave its prompt out"
+            f"{where}: system: expected one system message, got another in the messages; "
+            "leave one of the two out"
         )
-    return turns
+    return [message, *turns]

@@ -8,57 +8,36 @@ Reads what train.py reads. OUT gets train.jsonl and eval.jsonl, pairs for its --
 --eval_data, and prompts.jsonl for sample.py --prompts. Two conversations with the same first human
 turn, such as one and its continuation in HH, never stand on both sides; and no two of the prompts
 have the same one, so that they are as good as independent. The side of a first turn depends on it
-and on --seed alone: more data moves none to the other side.
+and on --seed alone: data that is added behind moves none to the other side.
 """
 
 import argparse
-import hashlib
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.chat import takes_turns
-from data.pairs import Pair, read_pairs
-from data.synthetic import write_rows
+from data.pairs import Pair, first_turn, read_pairs, split_by_first_turn
+from data.rows import write_rows
+
+PROMPTS = 100  # that are drawn where so many are held out
 
 
-def split_by_first_turn(
-    pairs: Sequence[Pair], share: float, seed: int
-) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out): about `share` of the first human turns, with all their pairs, held out.
-
-    ValueError where a side would be empty.
-    """
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in pairs:
-        digest = hashlib.sha256(repr((seed, first_turn(pair))).encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(pair)
-    if not all(sides):
-        empty = "held-out" if sides[0] else "training"
-        raise ValueError(f"--heldout {share:g} leaves no {empty} pairs of {len(pairs)}")
-    return sides
-
-
-def first_turn(pair: Pair) -> str:
-    """What the human says first, without the white space around it."""
-    said = next(turn["content"] for turn in pair.prompt if turn["role"] == "user")
-    return said.strip()
-
-
-def draw_prompts(pairs: Sequence[Pair], count: int, rng: random.Random) -> list[Pair]:
+def draw_prompts(pairs: Sequence[Pair], count: int | None, rng: random.Random) -> list[Pair]:
     """`count` pairs with different first turns; ValueError where there are fewer.
 
-    In their prompts user and assistant take turns, which some chat formats ask for.
+    None takes PROMPTS of them, or all where there are no more. In their prompts user and assistant
+    take turns, which some chat formats ask for.
     """
     some = [pair for pair in rng.sample(pairs, len(pairs)) if takes_turns(pair.prompt)]
     some = list({first_turn(pair): pair for pair in some}.values())
-    if count > len(some):
+    if count is not None and count > len(some):
         raise ValueError(
             f"--prompts expects at most {len(some)}, the different first turns that are held out, "
             f"got {count}; pass fewer, a larger --heldout, or more --data"
         )
-    return some[:count]
+    return some[: PROMPTS if count is None else count]
 
 
 def at_most(pairs: Sequence[Pair], count: int | None, rng: random.Random) -> list[Pair]:
@@ -74,6 +53,9 @@ def at_most(pairs: Sequence[Pair], count: int | None, rng: random.Random) -> lis
 def write_split(a: argparse.Namespace) -> None:
     pairs = read_pairs(a.data, "dpo")
     training, held_out = split_by_first_turn(pairs, a.heldout, a.seed)
+    if not training or not held_out:
+        empty = "held-out" if training else "training"
+        raise ValueError(f"--heldout {a.heldout:g} leaves no {empty} pairs of {len(pairs)}")
     rng = random.Random(f"{a.seed} split")
     prompts = [{"prompt": pair.prompt} for pair in draw_prompts(held_out, a.prompts, rng)]
     files = {
@@ -81,7 +63,6 @@ def write_split(a: argparse.Namespace) -> None:
         "eval": [as_row(pair) for pair in at_most(held_out, a.eval_pairs, rng)],
         "prompts": prompts,
     }
-    a.out.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         write_rows(a.out / f"{name}.jsonl", rows)
     turns = len(set(map(first_turn, held_out)))
@@ -99,7 +80,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="files or folders of pairs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     parser.add_argument("--heldout", type=float, default=0.1, help="share of the first turns")
-    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts")
+    parser.add_argument("--prompts", type=int, help=f"held-out prompts; default at most {PROMPTS}")
     parser.add_argument("--pairs", type=int, help="at most so many training pairs; default all")
     parser.add_argument("--eval_pairs", type=int, help="at most so many held-out pairs")
     parser.add_argument("--seed", type=int, default=0)

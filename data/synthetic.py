@@ -37,11 +37,11 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data.problems import Problem, check_solution, draw_problem, draw_solution
-from data.rows import check_text
+from data.rows import check_text, write_rows
 from data.rows import read_rows as read_numbered_rows
 
 VOCAB_SIZE = 512
@@ -175,7 +175,6 @@ def write_corpus(
 ) -> None:
     if min(sft, problems, heldout, labels) < 1:
         raise ValueError("--sft, --problems, --heldout and --labels expect 1 or more")
-    out.mkdir(parents=True, exist_ok=True)
     examples = sft_rows(sft, seed)
     write_rows(out / "sft.jsonl", examples)
     write_rows(out / "problems.jsonl", problem_rows(problems, "problems", seed))
@@ -221,7 +220,6 @@ def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
     rows, completions = read_samples(problems, samples)
     graded = [graded_row(rows[index], completions[index]) for index in sorted(completions)]
     chosen = interleave(graded, 2 * each)
-    out.mkdir(parents=True, exist_ok=True)
     half = each * len(GRADES)
     write_rows(out / "validation.jsonl", chosen[:half])
     write_rows(out / "test.jsonl", chosen[half:])
@@ -237,27 +235,31 @@ def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
 
 def read_rows(path: Path) -> list[dict]:
     """The objects of a JSONL file; ValueError with file:line for anything else."""
+    return [row for _, row in checked_rows(path, {})]
+
+
+def checked_rows(path: Path, kinds: Mapping[str, type]) -> Iterator[tuple[str, dict]]:
+    """(file:line, object) of a JSONL file whose rows have these keys, with values of the types.
+
+    Raises ValueError with file:line for another row, FileNotFoundError without a file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"expected a JSONL file, got {str(path)!r}: no such file")
-    return [check_unicode(row, where) for where, row in read_numbered_rows(path)]
+    for where, row in read_numbered_rows(path):
+        check_unicode(row, where)
+        for key, kind in kinds.items():
+            if type(row.get(key)) is not kind:
+                got = type(row.get(key)).__name__
+                raise ValueError(f"{where}: {key}: expected {kind.__name__}, got {got}")
+        yield where, row
 
 
-def check_unicode(row: dict, where: str) -> dict:
-    """The row; ValueError for half a surrogate pair, which JSON can spell and no file can hold."""
+def check_unicode(row: dict, where: str) -> None:
+    """ValueError for half a surrogate pair, which JSON can spell and no file can hold."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where}: not Unicode, half a surrogate pair") from None
-    return row
-
-
-def check_keys(path: Path, rows: Sequence[Mapping], kinds: Mapping[str, type]) -> None:
-    """ValueError with file:line for a row without one of the keys, or with another type there."""
-    for line, row in enumerate(rows, start=1):
-        for key, kind in kinds.items():
-            if type(row.get(key)) is not kind:
-                got = type(row.get(key)).__name__
-                raise ValueError(f"{path}:{line}: {key}: expected {kind.__name__}, got {got}")
 
 
 def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, list[str]]]:
@@ -265,11 +267,10 @@ def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, l
 
     Raises ValueError with file:line for what is no sample, or one of another problems file.
     """
-    rows, sampled, completions = read_rows(problems), read_rows(samples), {}
-    check_keys(samples, sampled, {"index": int, "completions": list})
-    check_keys(problems, rows, {"prompt": str, "answer": int})
-    for line, sample in enumerate(sampled, start=1):
-        index, texts, where = sample["index"], sample["completions"], f"{samples}:{line}"
+    rows = [row for _, row in checked_rows(problems, {"prompt": str, "answer": int})]
+    completions: dict[int, list[str]] = {}
+    for where, sample in checked_rows(samples, {"index": int, "completions": list}):
+        index, texts = sample["index"], sample["completions"]
         if not 0 <= index < len(rows):
             raise ValueError(
                 f"{where}: expected an index below {len(rows)}, the rows of "
@@ -279,11 +280,6 @@ def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, l
             raise ValueError(f"{where}: expected an index not yet seen, with completions")
         completions[index] = [check_text(text, "completions", where) for text in texts]
     return rows, completions
-
-
-def write_rows(path: Path, rows: Iterable[Mapping]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

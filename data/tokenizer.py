@@ -262,7 +262,11 @@ class Tokenizer(ABC):
         """Many texts in parallel; prefix: as in `encode`, otherwise as in continuations."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """decode(encode(a) + encode_continuation(b)) == a + b."""
+        """decode(encode(a) + encode_continuation(b)) == a + b.
+
+        Except with sentencepiece's pieces, which write a space as U+2581: in a text that has this
+        character it comes back as a space.
+        """
         return self._decode(ids, prefix=True)
 
     def decode_continuation(self, ids: Iterable[int]) -> str:

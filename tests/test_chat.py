@@ -18,6 +18,7 @@ from data.chat import (
     detect_chat_format,
     encode_completion,
     encode_prompt,
+    mark_chat_format,
     recognise_template,
     render,
     stop_ids,
@@ -451,6 +452,23 @@ def test_detection(
     assert found.name == "none" and "chat_format in" in reason
     found, reason = detect_chat_format(folder, mistral, "zephyr")
     assert found.name == "zephyr" and reason == "--chat_format"
+
+
+def test_the_format_that_a_policy_was_trained_with_goes_with_it(
+    mistral: Tokenizer, tmp_path: Path
+) -> None:
+    """An adapter's folder says more than that of its base; other entries of the file stay."""
+    base, adapter = checkpoint(tmp_path / "base", PUBLISHED["llama2"]), tmp_path / "run"
+    adapter.mkdir()
+    assert detect_chat_format(base, mistral, "auto", adapter)[0].name == "llama2"
+    mark_chat_format(adapter, CHAT_FORMATS["zephyr"])
+    found, reason = detect_chat_format(base, mistral, "auto", adapter)
+    assert found.name == "zephyr"
+    assert reason == f"chat_format in {adapter / 'tokenizer_config.json'}"
+    assert detect_chat_format(base, mistral, "none", adapter)[0].name == "none"
+    mark_chat_format(base, CHAT_FORMATS["plain"])
+    assert detect_chat_format(base, mistral)[0].name == "plain"
+    assert "chat_template" in json.loads((base / "tokenizer_config.json").read_text())
 
 
 def test_fingerprint_is_blind_to_spelling_only() -> None:

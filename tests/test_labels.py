@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.labels import label_by_coin, label_by_verdict, main, reward
+from data.labels import label_by_coin, label_by_verdict, main, read_opinions, reward
 from data.synthetic import OPINIONS, opinion_rows, problem_rows, read_rows
 
 PROBLEM = {"prompt": "3 and 4?", "answer": 7}
@@ -147,6 +147,8 @@ def test_same_seed_same_coins_other_seed_other_coins(tmp_path: Path) -> None:
         ("", "population --scale -1", "--scale expects a finite number, 0 or more, got -1.0"),
         ("", "population --scale nan", "--scale expects a finite number, 0 or more, got nan"),
         ("", "population --pairs 0", "--pairs and --votes expect 1 or more"),
+        ("", "population --votes 5", "--votes counts labels of --opinions, which is not given"),
+        ('\n\n{"index": 5, "completions": ["x"]}\n', "verdict", "s:3: expected an index below 1"),
     ],
 )
 def test_wrong_input_ends_with_one_message(
@@ -161,3 +163,18 @@ def test_wrong_input_ends_with_one_message(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_an_opinion_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
+    """Blank lines count."""
+    rows = opinion_rows(10, 0)[:2]
+    texts = [json.dumps(row) for row in (rows[0], {**rows[1], "first_preferred": 11})]
+    (tmp_path / "o").write_text("\n".join(["", texts[0], "", texts[1]]))
+    with pytest.raises(ValueError, match="o:4: expected 0 <= first_preferred <= labels"):
+        read_opinions(tmp_path / "o")
+
+
+def test_the_folder_of_the_pairs_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.jsonl"
+    main(["--process", "verdict", *make_inputs(tmp_path), "--out", str(out)])
+    assert len(read_rows(out)) > 400

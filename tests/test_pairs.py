@@ -4,6 +4,7 @@ On the real data the counts of what is dropped are compared with an independent 
 """
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from data.chat import CHAT_FORMATS, bind_tokens, encode_completion, encode_promp
 from data.pairs import (
     Pair,
     TokenPair,
+    first_turn,
     flip_labels,
+    length_limits,
     read_pairs,
-    split_by_prompt,
+    read_split,
+    split_by_first_turn,
     tokenize_pairs,
     truncate,
 )
@@ -59,12 +63,15 @@ def test_preferences_in_every_shape(tmp_path: Path) -> None:
         {"prompt": "p", "chosen": chosen, "rejected": rejected, "messages": chosen, "score": 1},
         {"chosen": chosen, "rejected": rejected},
         {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: r"},
+        {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": " c", "rejected": " r"},
+        {"prompt": "p", "chosen": "c", "rejected": "r", "messages": None, "system": None},
+        {"prompt": None, "chosen": chosen, "rejected": rejected},
     ]
     path = write_rows(tmp_path / "a.jsonl", *shapes)
     log = Log()
     pairs = read_pairs([path], "dpo", log=log)
     assert pairs == [Pair((user("p"),), "c", "r", f"{path}:{i}") for i in range(1, len(shapes) + 1)]
-    assert log == ["data: 5 pairs from 5 rows of a.jsonl"]
+    assert log == ["data: 8 pairs from 8 rows of a.jsonl"]
     examples = read_pairs([path], "sft", log=say_nothing)
     assert examples == [Pair((user("p"),), "c", None, pair.source) for pair in pairs]
 
@@ -126,6 +133,8 @@ def test_sft_shapes(tmp_path: Path) -> None:
         {"prompt": [user("p")], "completion": [assistant("q")]},
         {"prompt": "p", "chosen": "q"},
         {"messages": [assistant("hello"), *turns[:2]]},
+        {"messages": None, "prompt": "p", "completion": "q", "chosen": None},
+        {"messages": turns[:2], "system": "s"},
     )
     log = Log()
     examples = read_pairs(path, "sft", log=log)
@@ -137,10 +146,12 @@ def test_sft_shapes(tmp_path: Path) -> None:
         ((user("p"),), "q", None),
         ((user("p"),), "q", None),
         ((assistant("hello"), user("a")), "b", None),
+        ((user("p"),), "q", None),
+        (({"role": "system", "content": "s"}, user("a")), "b", None),
     ]
-    assert [e.source.rpartition(":")[2] for e in examples] == ["1", "1", "2", "3", "4", "5", "6"]
+    assert [e.source.rpartition(":")[2] for e in examples] == [*"112345678"]
     assert log == [
-        "data: 7 examples from 6 rows of a.jsonl; dropped 1: a reply to no user message 1"
+        "data: 9 examples from 8 rows of a.jsonl; dropped 1: a reply to no user message 1"
     ]
 
 
@@ -149,14 +160,14 @@ def test_sft_shapes(tmp_path: Path) -> None:
     [
         ("dpo", {"prompt": "p", "chosen": "c"}, "expected the keys chosen and rejected, .* got p"),
         ("dpo", {}, "expected the keys chosen and rejected, with or without prompt, got none"),
-        ("dpo", {"prompt": "p", "chosen": "c", "rejected": None}, "rejected: expected a text"),
+        ("dpo", {"prompt": "p", "chosen": "c", "rejected": None}, "expected the keys .* got p"),
         ("dpo", {"prompt": "p", "chosen": "c", "rejected": [user("p")]}, "rejected: expected the"),
         ("dpo", {"chosen": "c", "rejected": "r"}, "chosen: expected a dialogue that begins"),
         ("sft", {"text": "x"}, "expected the keys messages, or prompt and completion, .* got text"),
         ("sft", {"completion": "x"}, "expected the keys messages, or prompt and completion"),
         ("sft", {"messages": [user("p")]}, "messages: expected a reply of the assistant, got none"),
         ("sft", {"messages": "hi"}, "messages: expected a list of messages, got a text"),
-        ("sft", {"prompt": "p", "completion": None}, "completion: expected a text, got null"),
+        ("sft", {"prompt": "p", "completion": None}, "expected the keys messages, .* got prompt$"),
     ],
 )
 def test_malformed_rows_are_named(objective: str, row: dict, message: str, tmp_path: Path) -> None:
@@ -164,6 +175,21 @@ def test_malformed_rows_are_named(objective: str, row: dict, message: str, tmp_p
     path = write_rows(tmp_path / "a.jsonl", good, good, row)
     with pytest.raises(ValueError, match=f"a.jsonl:3: {message}"):
         read_pairs(path, objective, log=say_nothing)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    files = [tmp_path / "hh" / name / "test.jsonl" for name in ("helpful", "harmless")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        write_rows(file, row)
+    log = Log()
+    read_pairs(files, "dpo", log=log)
+    read_pairs([files[0], files[0]], "dpo", log=log)
+    assert log == [
+        "data: 2 pairs from 2 rows of helpful/test.jsonl, harmless/test.jsonl",
+        "data: 2 pairs from 2 rows of test.jsonl, test.jsonl",
+    ]
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
@@ -387,16 +413,43 @@ def test_flip_labels() -> None:
             flip_labels(pairs, fraction, seed=0)
 
 
+def test_a_conversation_and_what_goes_on_with_it_are_on_one_side(tmp_path: Path) -> None:
+    """100 conversations of two replies, told apart by their first turns alone."""
+    rows = [
+        {"messages": [user(f"{i}?"), assistant("a"), user("and?"), assistant("b")]}
+        for i in range(100)
+    ]
+    rows += [{"messages": [{"role": "system", "content": "s"}, user(" 7?\n"), assistant("c")]}]
+    path = write_rows(tmp_path / "a.jsonl", *rows)
+    pairs, held_out = read_split(path, None, 0.3, 0.0, "sft", seed=0)
+    assert len(pairs) + len(held_out) == 201 and 15 <= len(held_out) / 2 <= 45
+    first = [{first_turn(pair) for pair in side} for side in (pairs, held_out)]
+    assert len(first[0]) + len(first[1]) == 100 == len(first[0] | first[1])
+    with pytest.raises(ValueError, match=r"--eval_fraction 1 leaves no training pairs of 201"):
+        read_split(path, None, 1, 0.0, "sft", seed=0)
+
+
+def test_the_side_of_a_single_turn_is_pinned() -> None:
+    """By the first 8 bytes of the hash of this text, so that earlier splits stay as they are."""
+    for text in ("p", " p", "How many?\n"):
+        key = f"(7, ({{'role': 'user', 'content': {text!r}}},))"
+        digest = hashlib.sha256(key.encode()).digest()
+        side = int.from_bytes(digest[:8], "big") / 2**64
+        pair = Pair((user(text),), "c", "r", "f:1")
+        assert split_by_first_turn([pair], side + 1e-9, 7) == ([], [pair])
+        assert split_by_first_turn([pair], side - 1e-9, 7) == ([pair], [])
+
+
 def test_no_prompt_is_on_both_sides_and_more_data_moves_none() -> None:
     pairs = [Pair((user(f"p{i // 2}"),), f"c{i}", f"r{i}", f"f:{i}") for i in range(2000)]
-    kept, held_out = split_by_prompt(pairs, 0.1, seed=0)
+    kept, held_out = split_by_first_turn(pairs, 0.1, seed=0)
     assert len(kept) + len(held_out) == 2000
     assert not {repr(pair.prompt) for pair in kept} & {repr(pair.prompt) for pair in held_out}
     assert 140 <= len(held_out) <= 260  # 100 prompts of two pairs, give or take three deviations
     first_half = [pair for pair in held_out if pair in pairs[:1000]]
-    assert split_by_prompt(pairs[:1000], 0.1, seed=0)[1] == first_half
-    assert split_by_prompt(pairs, 0.1, seed=1)[1] != held_out
-    assert split_by_prompt(pairs, 0.0, seed=0) == (pairs, [])
+    assert split_by_first_turn(pairs[:1000], 0.1, seed=0)[1] == first_half
+    assert split_by_first_turn(pairs, 0.1, seed=1)[1] != held_out
+    assert split_by_first_turn(pairs, 0.0, seed=0) == (pairs, [])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -431,6 +484,14 @@ def test_hh(shared_data: Path) -> None:
                     for turn in pair.prompt
                 )
                 assert rendered.replace(" ", "") == sides[0][0].replace(" ", "")
+
+
+def test_half_of_the_length_is_left_to_the_completion() -> None:
+    """None: half. What is asked for holds as long as the model's positions leave some more."""
+    assert length_limits(1024, None, 4096) == (1024, 512)
+    assert length_limits(1024, None, 256) == (256, 128)
+    assert length_limits(1024, 200, 256) == (256, 200)
+    assert length_limits(1024, 512, 256) == (256, 128)
 
 
 def test_ultrafeedback(shared_data: Path, smollm2: Tokenizer) -> None:

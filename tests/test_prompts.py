@@ -39,6 +39,23 @@ def test_rows_of_a_prompt_file(tmp_path):
         assert prompts[2].where == f"{tmp_path / name}:3"
 
 
+def test_rows_with_a_dialogue_a_system_message_or_nulls(tmp_path):
+    """The record is what was given where it says all; a system message stands in it."""
+    user, system = {"role": "user", "content": "Go"}, {"role": "system", "content": "s"}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, user]
+    text = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go\n\nAssistant:"
+    rows = [
+        ({"prompt": text}, turns, text),
+        ({"prompt": None, "messages": None, "question": "Go", "system": None}, [user], "Go"),
+        ({"prompt": "Go", "system": "s"}, [system, user], [system, user]),
+        ({"messages": turns, "system": "s"}, [system, *turns], [system, *turns]),
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row, _, _ in rows))
+    prompts = read_prompts(tmp_path / "p.jsonl")
+    assert [(prompt.messages, prompt.record) for prompt in prompts] == [row[1:] for row in rows]
+    assert text_prompt(text, "--prompt").messages == turns
+
+
 def test_lines_are_prompts():
     """Blank lines are none; a byte-order mark and carriage returns are not text."""
     prompts = prompt_lines("\ufeffTom \r\n \n\u2028x".encode(), "here")
@@ -58,6 +75,17 @@ BAD_FILES = [
     ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON"),
     ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl:1: prompt: expected a text, got a number"),
     ("p.jsonl", b'{"question": " "}\n', "p.jsonl:1: question: expected a text, got an empty one"),
+    ("p.jsonl", b'{"prompt": null}\n', "p.jsonl:1: expected prompt, messages or question, got"),
+    (
+        "p.jsonl",
+        b'{"prompt": "\\n\\nHuman: a\\n\\nAssistant: b"}\n',
+        r"p.jsonl:1: prompt: expected a dialogue that ends with '\\n\\nAssistant:'",
+    ),
+    (
+        "p.jsonl",
+        b'{"prompt": [{"role": "system", "content": "a"}], "system": "b"}\n',
+        "p.jsonl:1: prompt: expected a user message at the end",
+    ),
     ("p.jsonl", b'{"messages": []}\n', "p.jsonl:1: messages: expected a list of messages"),
     (
         "p.jsonl",

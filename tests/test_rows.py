@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.rows import data_files, dialogue, parse_transcript, read_rows
+from data.rows import data_files, dialogue, parse_transcript, read_rows, write_rows
 
 ROW = {"prompt": "p", "chosen": "c", "rejected": "r"}
 LINE = json.dumps(ROW).encode() + b"\n"
@@ -66,6 +66,43 @@ def test_folders(tmp_path: Path) -> None:
     assert data_files(tmp_path / "train.jsonl") == [tmp_path / "train.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("helpful_train.jsonl helpful_test.jsonl", "several splits"),
+        ("train.jsonl Test.jsonl", "several splits"),
+        ("a.jsonl a-VALIDATION-00.parquet", "several splits"),
+        ("hh.jsonl hh.held-out.jsonl.gz", "several splits"),
+        ("validation.jsonl test1.jsonl", "several splits"),
+        ("train.jsonl train.jsonl.gz", r"the same rows twice \(train.jsonl, train.jsonl.gz\)"),
+        ("a.jsonl b.jsonl b.parquet", r"the same rows twice \(b.jsonl, b.parquet\)"),
+        ("train.jsonl more.jsonl", None),
+        ("test-00.parquet test-01.parquet", None),
+        ("latest.jsonl device.jsonl contest_answers.jsonl medieval.jsonl", None),
+    ],
+)
+def test_a_folder_is_one_split_once(names: str, message: str | None, tmp_path: Path) -> None:
+    for name in names.split():
+        (tmp_path / name).write_bytes(b"")
+    if message is None:
+        assert len(data_files(tmp_path)) == len(names.split())
+        return
+    with pytest.raises(ValueError, match=f"holds {message}.*; name files"):
+        data_files(tmp_path)
+
+
+def test_a_byte_order_mark_on_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n" + LINE)
+    assert rows_of(tmp_path / "a.jsonl") == [(f"{tmp_path / 'a.jsonl'}:2", ROW)]
+
+
+def test_rows_are_written_into_a_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.jsonl"
+    write_rows(path, [{"a": "\u00e9\u2028"}, {}])
+    assert path.read_bytes() == b'{"a": "\xc3\xa9\xe2\x80\xa8"}\n{}\n'
+    assert [row for _, row in rows_of(path)] == [{"a": "\u00e9\u2028"}, {}]
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing: no such file or folder; mend --data"):
         data_files(tmp_path / "nothing")
@@ -96,6 +133,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(LINE)[:12] + b"\xff" * 40, r"a.jsonl.gz: not a whole gzip"),
         ("a.json.gz", LINE, r"a.json.gz: not a whole gzip file"),
         ("a.json", LINE, r"a.json: expected a list of objects, got an object"),
+        ("a.json", LINE * 2, r"a.json: not JSON, Extra data.*; a file of one object a line is"),
         ("a.json", b"[1]", r"a.json:1: expected an object \{...\}, got a number"),
         ("a.json", b"", r"a.json: not JSON"),
         ("a.parquet", LINE, r"a.parquet: expected a parquet file, got"),
@@ -107,6 +145,22 @@ def test_malformed_files(name: str, content: bytes, message: str, tmp_path: Path
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         rows_of(tmp_path / name)
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    """Bytes that are no text in a column of texts, and a page that cannot be unpacked."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array([b"ok", b"\xff\xfe"], pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, texts.buffers())
+    parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "text.parquet")
+    rows = pyarrow.table({"prompt": [f"{i}" * 9 for i in range(999)]})
+    parquet.write_table(rows, tmp_path / "page.parquet", compression="gzip", use_dictionary=False)
+    whole = (tmp_path / "page.parquet").read_bytes()
+    (tmp_path / "page.parquet").write_bytes(whole[:60] + b"\xff" * 60 + whole[120:])
+    for name in ("text.parquet", "page.parquet"):
+        with pytest.raises(ValueError, match=f"{name}: expected a parquet file, got"):
+            rows_of(tmp_path / name)
 
 
 def test_absent_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +201,7 @@ def test_texts_that_are_no_transcript(text: str) -> None:
 
 
 def test_shapes_of_the_prompt() -> None:
-    """The same dialogue, said in five ways."""
+    """The same dialogue, said in every way."""
     system = {"role": "system", "content": "s"}
     whole = [user("p"), assistant("c")]
     for row in (
@@ -160,11 +214,41 @@ def test_shapes_of_the_prompt() -> None:
         {"chosen": whole},
         {"chosen": [{**turn, "name": "x"} for turn in whole]},
         {"chosen": "\n\nHuman: p\n\nAssistant: c"},
+        {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": " c"},
+        {"prompt": "\n\nHuman: p\n\nAssistant: ", "chosen": "c"},
+        {"prompt": "\n\nHuman: p", "chosen": "c"},
+        {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": whole},
+        {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": "\n\nHuman: p\n\nAssistant: c"},
+        {"prompt": "p", "chosen": "\n\nHuman: p\n\nAssistant: c"},
+        {"prompt": "p", "chosen": "c", "system": " "},
     ):
         assert dialogue(row, "chosen", "f:1") == whole
     long = [system, user("a"), assistant("b"), *whole]
     assert dialogue({"prompt": "p", "chosen": long}, "chosen", "f:1") == long
     assert dialogue({"prompt": long[:-1], "chosen": "c"}, "chosen", "f:1") == long
+    transcript = "\n\nHuman: a\n\nAssistant: b\n\nHuman: p\n\nAssistant:"
+    row = {"prompt": transcript, "chosen": " c\n\nHuman: no turn"}
+    said = assistant("c\n\nHuman: no turn")
+    assert dialogue(row, "chosen", "f:1") == [*long[1:-1], said]
+
+
+def test_a_system_message_stands_once() -> None:
+    """In the prompt alone, in both, or under a key of its own."""
+    system = {"role": "system", "content": "s"}
+    whole = [system, user("p"), assistant("c")]
+    for row in (
+        {"prompt": whole[:2], "chosen": whole[1:]},
+        {"prompt": whole[:2], "chosen": whole},
+        {"prompt": whole[:2], "chosen": whole[2:]},
+        {"prompt": whole[:1], "chosen": whole[1:]},
+        {"prompt": "p", "chosen": "c", "system": "s"},
+        {"chosen": "\n\nHuman: p\n\nAssistant: c", "system": "s"},
+        {"chosen": whole, "system": "s"},
+    ):
+        assert dialogue(row, "chosen", "f:1") == whole
+    greeted = [system, assistant("hello"), *whole[1:]]
+    row = {"prompt": greeted[:3], "chosen": greeted[1:]}
+    assert dialogue(row, "chosen", "f:1") == greeted
 
 
 @pytest.mark.parametrize(
@@ -208,7 +292,37 @@ def test_shapes_of_the_prompt() -> None:
         ({"chosen": "\n\nHuman: p"}, "chosen: expected the assistant's reply at the end"),
         (
             {"prompt": "p", "chosen": [user("q"), assistant("c")]},
-            "chosen: expected messages that repeat the prompt 'p', got a user who says 'q'; mend",
+            r"chosen: expected messages that repeat the prompt \(user 'p'\), got user 'q', "
+            "assistant 'c'; mend the row or leave its prompt out",
+        ),
+        (
+            {"prompt": [user("p")], "chosen": [user("q"), assistant("c")]},
+            r"chosen: expected messages that repeat the prompt \(user 'p'\), got user 'q'",
+        ),
+        (
+            {"prompt": [user("p"), assistant("a")], "chosen": [user("q"), assistant("c")]},
+            r"chosen: expected messages that repeat the prompt \(user 'p', assistant 'a'\), got us",
+        ),
+        (
+            {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": "\n\nHuman: q\n\nAssistant: c"},
+            r"chosen: expected messages that repeat the prompt \(user 'p'\), got user 'q'",
+        ),
+        (
+            {"prompt": "\n\nHuman: p\n\nAssistant: so", "chosen": "c"},
+            r"prompt: expected a dialogue that ends with '\\n\\nAssistant:', got '.* so' at its",
+        ),
+        (
+            {"prompt": "\n\nAssistant: p\n\nHuman: q", "chosen": "c"},
+            r"prompt: expected a dialogue that begins with '\\n\\nHuman:'",
+        ),
+        (
+            {"prompt": "p", "chosen": "\n\nAssistant: c"},
+            r"chosen: expected a dialogue that begins with '\\n\\nHuman:'",
+        ),
+        ({"prompt": "p", "chosen": "c", "system": 3}, "system: expected a text, got a number"),
+        (
+            {"chosen": [{"role": "system", "content": "t"}, user("p")], "system": "s"},
+            "system: expected one system message, got another in the messages",
         ),
     ],
 )

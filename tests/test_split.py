@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data.pairs import Pair, read_pairs
+from data.pairs import Pair, first_turn, read_pairs, split_by_first_turn
 from data.prompts import read_prompts
-from data.split import first_turn, main, split_by_first_turn
+from data.split import main
 from tests.conftest import ROOT
 
 TRAIN = ROOT / "data" / "tiny" / "train.jsonl"
@@ -61,6 +61,16 @@ def test_a_side_depends_on_the_first_turn_and_the_seed_alone() -> None:
     _, others = split_by_first_turn(pairs, 0.3, 1)
     assert few == [pair for pair in all_of_them if pair in pairs[::3]]
     assert others != all_of_them
+
+
+def test_as_many_prompts_as_there_are_up_to_a_hundred(tmp_path) -> None:
+    """Of 40 first turns all that are held out; of 400, half of them held out, 100."""
+    for count, heldout in ((40, "0.1"), (400, "0.5")):
+        data = write(tmp_path / "x.jsonl", [transcript(f"q{i}") for i in range(count)])
+        main(["--data", data, "--out", str(tmp_path / "out"), "--heldout", heldout])
+        held_out = len(read(tmp_path / "out" / "eval.jsonl"))
+        assert 0 < held_out < 100 if count == 40 else held_out > 100
+        assert len(read_prompts(tmp_path / "out" / "prompts.jsonl")) == min(100, held_out)
 
 
 def test_bounds_and_the_same_bytes_again(conversations, tmp_path) -> None:

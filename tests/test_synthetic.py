@@ -153,6 +153,8 @@ def test_grade_command_deals_the_grades_in_turn(tmp_path: Path) -> None:
     [
         ('{"index": 5, "completions": ["x"]}\n', [], "s:1: expected an index below 1"),
         ('{"index": 0, "completions": ["x"]}\n' * 2, [], "s:2: expected an index not yet seen"),
+        ('\n{"index": 0}\n', [], "s:2: completions: expected list, got NoneType"),
+        ('\n{"index": 9, "completions": ["x"]}\n', [], "s:2: expected an index below 1"),
         ('{"index": 0, "completions": []}\n', [], "s:1: expected an index not yet seen, with"),
         ('{"index": 0, "completions": [5]}\n', [], "s:1: completions: expected a text"),
         ('{"index": 0, "completions": ["x"]}\n', [], "expected 100 easy problems, got 0"),

@@ -207,10 +207,12 @@ def test_decode_by_hand(mistral: tuple, smollm2: tuple) -> None:
     assert t.decode([]) == t.decode([1]) == ""
     assert t.decode([22557, 40000, 1526]) == "Hello\ufffd world"
     assert t.decode([0]) == "\ufffd"  # <unk> stands for text that is not known
+    assert t.decode([*t.encode("a▁b"), *t.encode_continuation("▁c")]) == "a b c"
     with pytest.raises(ValueError, match="expected token ids, got -1"):
         t.decode([22557, -1])
     s, _ = smollm2
     assert s.decode([1, *s.encode("hi"), 2]) == "hi"
+    assert s.decode([*s.encode("a▁b"), *s.encode_continuation("▁c")]) == "a▁b▁c"
     assert s.decode([*s.encode("hi"), 60000]) == "hi\ufffd"
 
 
