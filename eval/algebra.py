@@ -6,6 +6,9 @@ not equal as numbers or texts, such as (x+1)^2 and x^2+2x+1.
 An expression comes from a model and is not trusted: it is read by the parser below, which knows
 arithmetic and a few functions and evaluates no code, and simplified in a child process with a limit
 on its memory, which is killed and replaced when it takes longer than a question's seconds.
+
+\log without a base is that of base ten, as in the contests and school books that MATH is made of;
+\ln is the natural one. \sin^{-1} is the inverse to some and the reciprocal to others: not decided.
 """
 
 import importlib.util
@@ -15,19 +18,21 @@ import resource
 import select
 import subprocess
 import sys
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from eval.latex import Canonical
+from eval.latex import SET, Canonical
 
 START_SECONDS = 120.0  # to import sympy, on a slow disk
 MEMORY_BYTES = 2 * 2**30  # of the child's address space
 MAX_TOKENS = 200
 
-FUNCTIONS = ("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp")
+FUNCTIONS = ("sin", "cos", "tan", "cot", "sec", "csc", "ln", "exp")
 TOKEN = re.compile(
     r"\s*(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
-    r"|\s*(?P<letter>[a-zA-Z](?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z]{1,10}\}))?)"
+    r"|\s*(?P<letter>[a-zA-Z](?:_\{[0-9a-zA-Z]{1,10}\})?)"
     r"|\s*(?P<command>\\[a-zA-Z]+)"
     r"|\s*(?P<symbol>[-+*/^!()\[\]{}])"
 )
@@ -56,15 +61,23 @@ class Algebra:
         """Values of `eval.latex.canonical`: lists are compared element by element."""
         if ours == theirs:
             return True
-        if isinstance(ours, frozenset) and isinstance(theirs, frozenset):
-            return len(ours) == len(theirs) and all(
-                any(self.agrees(element, other) for element in ours) for other in theirs
-            )
-        if isinstance(ours, tuple) and isinstance(theirs, tuple):
-            return len(ours) == len(theirs) and all(map(self.agrees, ours, theirs))
-        if isinstance(ours, tuple | frozenset) or isinstance(theirs, tuple | frozenset):
+        if isinstance(ours, str | Fraction) and isinstance(theirs, str | Fraction):
+            return self.ask(str(ours), str(theirs))
+        if not isinstance(ours, tuple) or not isinstance(theirs, tuple) or len(ours) != len(theirs):
             return False
-        return self.ask(str(ours), str(theirs))
+        if (ours[0], ours[-1]) == (theirs[0], theirs[-1]) == SET:
+            return self.agrees_in_some_order(ours[1:-1], theirs[1:-1])
+        return all(map(self.agrees, ours, theirs))
+
+    def agrees_in_some_order(self, ours: Iterable[Canonical], theirs: Iterable[Canonical]) -> bool:
+        """Each element has a partner of its own: 1, 1, 2 is not 1, 2, 2."""
+        left = list(ours)
+        for element in theirs:
+            partner = next((one for one in left if self.agrees(one, element)), None)
+            if partner is None:
+                return False
+            left.remove(partner)
+        return True
 
     def ask(self, ours: str, theirs: str) -> bool:
         """False as well for what the child cannot read, or not decide within its limits."""
@@ -186,7 +199,7 @@ class Parser:
         if kind == "number":
             return sympy.Rational(text)
         if kind == "letter":
-            return {"e": sympy.E, "i": sympy.I}.get(text) or sympy.Symbol(re.sub("[{}]", "", text))
+            return {"e": sympy.E, "i": sympy.I}.get(text) or sympy.Symbol(text)
         if text in ("(", "{"):
             return self.enclosed({"(": ")", "{": "}"}[text])
         if text == r"\pi":
@@ -198,6 +211,8 @@ class Parser:
         if text == r"\sqrt":
             degree = self.enclosed("]") if self.accept("[") else 2
             return sympy.root(self.atom(), degree)
+        if text == r"\log":
+            return self.function(lambda argument: sympy.log(argument, 10))
         if text[1:] in FUNCTIONS:
             return self.function(getattr(sympy, text[1:]))
         raise ValueError(f"unknown {text!r}")
@@ -205,6 +220,8 @@ class Parser:
     def function(self, apply: Any) -> Any:
         r"""\sin^2 x, \sin(x), \sin 2x: without brackets, up to the next sign or function."""
         exponent = self.atom() if self.accept("^") else 1
+        if exponent == -1:
+            raise ValueError("an inverse function or a reciprocal")
         bracketed = self.next() in ("(", "{")
         argument = self.power()
         while not bracketed and (self.tokens[self.at][0] == "letter" or self.next() == r"\pi"):

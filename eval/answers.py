@@ -3,8 +3,9 @@ r"""The number that a worked solution ends in: found by ordered rules, compared 
 No command of its own; `python -m eval.gsm8k` reads every completion with it.
 
 Strict extraction is the number right behind the marker that the prompt asked for. Flexible
-extraction is the first of FLEXIBLE that finds a number. Both take the last match and not the first,
-which may belong to an exemplar that the policy recites. Numbers are exact fractions: 18.00 is 18,
+extraction is the first of FLEXIBLE that finds a number; #### is a heading of markdown too, and
+counts where the number stands right behind it. Both take the last match and not the first, which
+may belong to an exemplar that the policy recites. Numbers are exact fractions: 18.00 is 18,
 1,000 is 1000, $ and % do not count, and 23.33 is not 70/3. What follows from a number is bounded:
 one with more than MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is no answer.
 """
@@ -12,7 +13,7 @@ one with more than MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is n
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from eval.latex import last_boxed
@@ -32,6 +33,8 @@ NUMBER = re.compile(
 )
 FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 SPACING = re.compile(r"\{,\}|\\[,!]")  # within a number of LaTeX: 1{,}000 and 1\,000
+WRAPPING = re.compile(r"(?:[\s*$=:]|\\boxed\s*\{|\\[(\[])*")  # before a number: **, \boxed{, \(
+HEADING = re.compile(r"[.):][\s*]+[^\W\d_]")  # behind one: 2. Subtract
 
 MARKERS = {
     "####": re.compile(r"####"),
@@ -59,9 +62,22 @@ def number_value(match: re.Match) -> Fraction | None:
     return -value if match["sign"] or match["inner"] else value
 
 
+def plain(text: str) -> str:
+    """The text with numbers of LaTeX as NUMBER knows them."""
+    return FRAC.sub(r"\1/\2", SPACING.sub("", text))
+
+
 def first_number(text: str) -> Fraction | None:
-    match = NUMBER.search(FRAC.sub(r"\1/\2", SPACING.sub("", text)))
+    match = NUMBER.search(plain(text))
     return number_value(match) if match else None
+
+
+def leading_number(text: str) -> Fraction | None:
+    """The number that a line begins with, emphasised or in maths; None of the heading "2. Sum"."""
+    text = plain(text)
+    text = text[WRAPPING.match(text).end() :]
+    match = NUMBER.match(text)
+    return number_value(match) if match and not HEADING.match(text, match.end()) else None
 
 
 def last_number(text: str) -> Fraction | None:
@@ -83,10 +99,12 @@ def line_behind(text: str, start: int) -> str:
     return line if whole else line.rpartition(" ")[0]
 
 
-def marked_number(text: str, marker: re.Pattern) -> Fraction | None:
-    """The first number on the line behind the last marker that has one there."""
+def marked_number(
+    text: str, marker: re.Pattern, read: Callable[[str], Fraction | None]
+) -> Fraction | None:
+    """What `read` finds on the line behind the last marker where it finds something."""
     for match in reversed(list(marker.finditer(text))):
-        value = first_number(line_behind(text, match.end()))
+        value = read(line_behind(text, match.end()))
         if value is not None:
             return value
     return None
@@ -109,7 +127,8 @@ def flexible_number(text: str) -> tuple[Fraction | None, str | None]:
         elif rule == "last number":
             value = last_number(text)
         else:
-            value = marked_number(text, MARKERS[rule])
+            read = leading_number if rule == "####" else first_number
+            value = marked_number(text, MARKERS[rule], read)
         if value is not None:
             return value, rule
     return None, None

@@ -39,7 +39,7 @@ from model.config import parse_config
 from model.run import run_main
 
 ASPECTS = ("logical", "content", "surface")
-SCORE = re.compile(r"\b(logical|content|surface)\b[^\[\]\n]{0,30}\[\[\s*(\w{1,9})\s*\]\]")
+SCORE = re.compile(r"\b(logical|content|surface)\b[^\[\]\n]{0,30}\[\[([^\]\n]{0,99})\]\]")
 SCALE = {str(k): k for k in range(1, 6)}
 INSTRUCTIONS = """\
 You will see a prompt and a number of responses to it, each drawn independently. Judge how diverse \
@@ -101,7 +101,7 @@ def ask_about(prompt: str, completions: Sequence[str], system: str) -> list[dict
 def read_scores(text: str) -> dict[str, int | None]:
     """aspect -> 1 to 5, or None where the judge's last word on it is no such number."""
     said = dict(SCORE.findall(text.lower()))  # of an aspect that comes twice, the last
-    return {aspect: SCALE.get(said.get(aspect)) for aspect in ASPECTS}
+    return {aspect: SCALE.get(said.get(aspect, "").strip()) for aspect in ASPECTS}
 
 
 def score_set(text: str) -> dict:

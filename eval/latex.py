@@ -3,19 +3,21 @@ r"""Answers of competition mathematics in LaTeX: found in a solution, normalised
 No command of its own; `python -m eval.math_problems` compares every completion with it.
 
 `canonical` turns an answer into a value that is equal for equal answers: a fraction for a rational
-number (0.5, \frac12, 1/2), a tuple for a point or an interval, a frozenset for a set or an
-enumeration, and else its normalised text. The normalisation is in the spirit of `_strip_string`
-(Hendrycks et al. 2021) and of appendix D of Minerva (Lewkowycz et al. 2022), and goes by patterns:
-nothing in an answer is ever evaluated.
+number (0.5, \frac12, 1/2), a tuple for a point or an interval, one in an order of its own for a set
+or an enumeration (1, 1, 2 is not 1, 2), and else its normalised text. The normalisation is in the
+spirit of `_strip_string` (Hendrycks et al. 2021) and of appendix D of Minerva (Lewkowycz et al.
+2022), and goes by patterns: nothing in an answer is ever evaluated.
 """
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 MAX_LENGTH = 500  # characters of an answer; a longer one is compared as a text, as it stands
 MAX_DEPTH = 8  # brackets within brackets that are taken apart
 
-Canonical = Fraction | str | tuple | frozenset
+Canonical = Fraction | str | tuple
+SET = r"\{", r"\}"  # around the elements of a set: the first and the last of its tuple
 
 
 # ---------------------------------------------------------------------------------------------
@@ -23,9 +25,11 @@ Canonical = Fraction | str | tuple | frozenset
 # ---------------------------------------------------------------------------------------------
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-FINAL = re.compile(r"final answer is:?(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
+FINAL = re.compile(r"final answer is(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
-MATHS = re.compile(r"\$\$?([^$]{1,500})\$")
+INSIDE = r"((?:[^$\\]|\\[^(\[]){1,500}?)"  # of maths: \$ is a dollar, and \( a new beginning
+MATHS = re.compile(rf"(?<!\\)(?:\$\${INSIDE}\$\$|\${INSIDE}\$|\\\({INSIDE}\\\)|\\\[{INSIDE}\\\])")
+WORD = re.compile(r"\w")
 
 
 def inside_braces(text: str, start: int) -> str | None:
@@ -55,21 +59,29 @@ def last_boxed(text: str) -> str | None:
     return word[0].rstrip(".,") if word else None
 
 
-def last_match(pattern: re.Pattern, text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1].strip(" *") or None if found else None
+def last_match(pattern: re.Pattern, text: str) -> str:
+    """What the group of the last match holds; an empty text without a match."""
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007 the last one is used
+        pass
+    return match[match.lastindex].strip() if match else ""
 
 
 def extract_answer(text: str) -> tuple[str | None, str | None]:
-    r"""(answer, rule): the last \boxed, else the last "final answer is", "answer is" or $...$."""
-    rules = {"boxed": last_boxed(text)}
-    rules |= {"final answer": last_match(FINAL, text), "answer": last_match(ANSWER, text)}
-    for rule, answer in rules.items():
-        if answer is not None:
-            maths = MATHS.search(answer) if rule != "boxed" else None
-            return maths[1] if maths else answer, rule
+    r"""(answer, rule): the last \boxed, else the last "final answer is", "answer is" or maths.
+
+    Maths is $...$, $$...$$, \(...\) or \[...\]; in a sentence, the first. What has no letter and no
+    digit is no answer.
+    """
+    if (boxed := last_boxed(text)) is not None:
+        return boxed, "boxed"
+    for rule, pattern in (("final answer", FINAL), ("answer", ANSWER)):
+        answer = last_match(pattern, text).lstrip("*: ").rstrip("*:. ")
+        if WORD.search(answer):
+            maths = MATHS.search(answer)
+            return maths[maths.lastindex].strip() if maths else answer, rule
     answer = last_match(MATHS, text)
-    return answer, None if answer is None else "last maths"
+    return (answer, "last maths") if WORD.search(answer) else (None, None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,57 +95,100 @@ UNITS = (
 )
 FORMAT = r"text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname"
 POWER = r"(?:\^\{?[23]\}?)?"  # of a unit
+NOON = r"([apAP])\.?\s?[mM]\b\.?"  # before or after it
 END = r"(?=[\s.]*(?:$|[,)\]]|\\\}))"  # of an answer or of an element: 5 feet 3 inches is not 5 3
 
-# In order; each works on the result of those before it.
-REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\u2212", "-"),
-        (r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~", " "),  # spaces, but not the row end \\
-        (r"\\[bB]ig{1,2}[lrm]?(?![a-zA-Z])|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\le(?:q|qslant)(?![a-zA-Z])", r"\\le "),
-        (r"\\ge(?:q|qslant)(?![a-zA-Z])", r"\\ge "),
-        (r"\\neq(?![a-zA-Z])", r"\\ne "),
-        (r"\\times(?![a-zA-Z])", r"\\cdot "),
-        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-        (r"\+\s*\\infty", r"\\infty"),
-        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|°|\\degree(?![a-zA-Z])", ""),
-        (
-            r"\\?[%$]|(?<!\\)\\[()\[\]]",
-            "",
-        ),  # percent, dollars, and the marks of maths: $, \( and \[
-        (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ","),
-        (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{[^{{}}]*\}}{POWER}{END}", ""),  # any unit
-        (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
-        (rf"(?<=[0-9}}])(?:\s*(?:{UNITS})\b\.?{POWER})+{END}", ""),
-        (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
-        (r"(?<=[a-zA-Z0-9}])\s+(?:and|or)\s+(?=\S)", ","),
-        (r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|\s+", lambda m: m[1] + " " if m[1] else ""),  # \sin x
-        (r"\\sqrt([0-9a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt{\1}"),
-        (r"\\frac([0-9a-zA-Z])([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
-        (r"\\frac([0-9a-zA-Z])\{", r"\\frac{\1}{"),
-        (r"\\frac\{([^{}]*)\}([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
-        (r"(?<![0-9a-zA-Z}\])])([0-9]+)/([0-9]+)(?![0-9a-zA-Z{(\\^])", r"\\frac{\1}{\2}"),
-        (r"(?<![0-9])\.(?=[0-9])", "0."),
-        (r"\.+$", ""),
-        (r"^[a-zA-Z](?:_\{?\w\}?)?(?:\([a-z]\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", ""),  # x =
-        (r"^\([a-z](?:,[a-z])+\)=(?=[^=]+$)", ""),  # (x, y) =
-        (r"^([a-zA-Z])=([^=]+),\1=([^=]+)$", r"\2,\3"),  # x = 2, x = 3, but not x = 2, y = 3
-    )
-]
+
+def compiled(*rewrites: tuple) -> list[tuple]:
+    """Pairs of a pattern and its replacement; each works on the result of those before it."""
+    return [(re.compile(pattern), replacement) for pattern, replacement in rewrites]
+
+
+FORMATTING = compiled(
+    (r"\u2212", "-"),
+    (r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~", " "),  # spaces, but not the row end \\
+    (r"\\[bB]ig{1,2}[lrm]?(?![a-zA-Z])|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\le(?:q|qslant)(?![a-zA-Z])", r"\\le "),
+    (r"\\ge(?:q|qslant)(?![a-zA-Z])", r"\\ge "),
+    (r"\\neq(?![a-zA-Z])", r"\\ne "),
+    (r"\\times(?![a-zA-Z])", r"\\cdot "),
+    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\+\s*\\infty", r"\\infty"),
+    (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|°|\\degree(?![a-zA-Z])", ""),
+    (r"\\?[%$]|(?<!\\)\\[()\[\]]", ""),  # percent, dollars, the marks of maths: $, \( and \[
+    (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ","),
+    (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{(?!\s*{NOON})[^{{}}]*\}}{POWER}{END}", ""),  # any unit
+    (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
+    (rf"(?<=[0-9}}])\s*{NOON}", lambda m: m[1].lower() + "m"),  # 3 p.m. is not 3 a.m.
+    (rf"(?<=[0-9}}])(?:\s*(?:{UNITS})\b\.?{POWER})+{END}", ""),
+    (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
+    (r"(?<=[a-zA-Z0-9}])\s+(?:and|or)\s+(?=\S)", ","),
+)
+SPELLING = compiled(
+    (r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|\s+", lambda m: m[1] + " " if m[1] else ""),  # \sin x
+    (r"(?<![0-9a-zA-Z}\])])([0-9]+)/([0-9]+)(?![0-9a-zA-Z{(\\^])", r"\\frac{\1}{\2}"),
+    (r"(?<![0-9])\.(?=[0-9])", "0."),
+    (r"\.+$", ""),
+    (r"^[a-zA-Z](?:_\{?\w\}?)?(?:\([a-z]\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", ""),  # x =
+    (r"^\([a-z](?:,[a-z])+\)=(?=[^=]+$)", ""),  # (x, y) =
+    (r"^([a-zA-Z])=([^=]+),\1=([^=]+)$", r"\2,\3"),  # x = 2, x = 3, but not x = 2, y = 3
+)
+
+PIECE = re.compile(r"\\(?:frac|binom|sqrt(?:\s*\[[^\[\]]*\])?|[a-zA-Z]+)|\\.|.", re.DOTALL)
+ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, "^": 1, "_": 1}
+SCRIPT = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # 2^10 is meant as 2^{10}; TeX raises the 1 alone
+
+
+def count_arguments(piece: str) -> int:
+    return ARGUMENTS.get(piece.partition("[")[0].strip(), 0)
+
+
+def take_argument(text: str, start: int, piece: str) -> tuple[str, int]:
+    r"""(argument, its end): the {...} behind a piece, a command with its own, or one character."""
+    while text[start : start + 1].isspace():
+        start += 1
+    if text.startswith("{", start):
+        inside = inside_braces(text, start)
+        return (text[start:], len(text)) if inside is None else (inside, start + len(inside) + 2)
+    if piece in ("^", "_") and (number := SCRIPT.match(text, start)):
+        return number[0], number.end()
+    if (match := PIECE.match(text, start)) is None:
+        return "", start
+    end = match.end()
+    for _ in range(count_arguments(match[0]) if match[0].startswith("\\") else 0):
+        end = take_argument(text, end, match[0])[1]
+    return text[start:end], end
+
+
+def with_braces(text: str) -> str:
+    r"""Every argument in braces: x^2 is x^{2}, and \frac\pi2 is \frac{\pi}{2}."""
+    written, at = "", 0
+    while match := PIECE.match(text, at):
+        written, at = written + match[0], match.end()
+        for _ in range(count_arguments(match[0])):
+            argument, at = take_argument(text, at, match[0])
+            written += "{" + with_braces(without_braces(argument)) + "}"
+    return written
+
+
+def without_braces(text: str) -> str:
+    text = text.strip()
+    while text.startswith("{") and inside_braces(text, 0) == text[1:-1]:
+        text = text[1:-1].strip()
+    return text
 
 
 def normalize(answer: str) -> str:
     r"""The answer without spacing, units, formatting and a leading "x =", in one spelling."""
     answer = answer.strip()
-    for pattern, replacement in REWRITES:
+    for pattern, replacement in FORMATTING:
         answer = pattern.sub(replacement, answer)
-    while answer.startswith("{") and inside_braces(answer, 0) == answer[1:-1]:
-        answer = answer[1:-1]
-    return answer
+    answer = with_braces(answer)
+    for pattern, replacement in SPELLING:
+        answer = pattern.sub(replacement, answer)
+    return without_braces(answer)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -201,22 +256,25 @@ def value_of(text: str, depth: int) -> Canonical:
         return text
     for separator in (r"\cup", ","):
         if len(parts := split_top(text, separator)) > 1:
-            return frozenset(value_of(part, depth - 1) for part in parts)
+            return set_of(value_of(part, depth - 1) for part in parts)
     if (found := brackets(text)) is None:
         return text
     opening, inside, closing = found
     parts = [value_of(part, depth - 1) for part in split_top(inside, ",")]
-    if opening == r"\{":
-        return frozenset(parts)
+    if opening == SET[0]:
+        return set_of(parts)
     if len(parts) == 1 and (opening, closing) == ("(", ")"):
         return parts[0]  # a multiple choice (A), or a number in brackets
     return (opening, *parts, closing)
 
 
+def set_of(elements: Iterable[Canonical]) -> Canonical:
+    """The elements in an order of their own: those of equal sets are written alike."""
+    return (SET[0], *sorted(elements, key=show), SET[1])
+
+
 def show(value: Canonical) -> str:
     """The value as a text that is equal for equal values: what stands in items.jsonl."""
-    if isinstance(value, frozenset):
-        return r"\{" + ", ".join(sorted(map(show, value))) + r"\}"
     if isinstance(value, tuple):
         return value[0] + ", ".join(map(show, value[1:-1])) + value[-1]
     return str(value)

@@ -5,7 +5,8 @@ r"""How many of MMLU-Pro's multiple-choice questions does a policy answer with t
     python -m eval.mmlu_pro --data test.jsonl.gz --samples samples.jsonl --out runs/scored
 
 The prompt is the authors': the first --shots questions of the category in --validation, with their
-chains of thought, then the question. `chat` sends the same text as a user message.
+chains of thought, then the question. `chat` sends the same text as a user message. As with the
+authors, a prompt loses its last exemplars where the model has no room for a completion behind it.
 
 The letter is looked for in three stages, the next where one finds nothing: behind "answer is",
 behind "answer:", and marked as one of the options: (C), **C**, option C, a line of its own. Two
@@ -26,10 +27,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.chat import detect_chat_format, encode_prompts
 from data.rows import check_text, read_rows
+from data.tokenizer import load_tokenizer
 from eval.answers import vote
-from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
+from eval.benchmark import BenchmarkConfig, Task, check_config, read_problems, run_benchmark
 from eval.results import Metrics
+from model.checkpoint import read_model_config
 from model.config import parse_config
 from model.run import run_main
 
@@ -88,6 +92,11 @@ def read_shots(config: MmluProConfig, problems: Sequence[Mapping]) -> dict[str, 
     for where, row in read_rows(Path(config.validation)):
         exemplar = check_row(row, where)
         if len(shots[exemplar["category"]]) < config.shots:
+            if not exemplar["chain"].strip():
+                raise ValueError(
+                    f"{where}: cot_content: expected an exemplar's chain of thought, got none; "
+                    "pass another file or --shots 0"
+                )
             shots[exemplar["category"]].append(exemplar)
     for category in {problem["category"] for problem in problems}:
         if len(shots[category]) < config.shots:
@@ -113,40 +122,62 @@ def build_prompt(problem: Mapping, shots: Mapping[str, Sequence[Mapping]]) -> st
     return HEADER.format(problem["category"]) + "".join(exemplars) + question
 
 
+def fit_prompts(
+    config: MmluProConfig, problems: Sequence[Mapping], shots: Mapping[str, Sequence[Mapping]]
+) -> list[str]:
+    """Each problem's prompt, with as many exemplars as leave room for a completion.
+
+    Room is --max_new_tokens, but no more than half of the model's positions: the authors give 2048
+    of 4096 to either.
+    """
+    tokenizer = load_tokenizer(config.model)
+    asked = "none" if config.prompt_style == "text" else config.chat_format
+    chat_format, _ = detect_chat_format(config.model, tokenizer, asked, config.adapter)
+    positions = read_model_config(config.model).max_position_embeddings
+    room = positions - min(config.max_new_tokens, positions // 2)
+    prompts = [build_prompt(problem, shots) for problem in problems]
+    long, kept = list(range(len(problems))), {}  # kept: how many a shortened prompt has
+    for count in reversed(range(config.shots)):
+        messages = [[{"role": "user", "content": prompts[i]}] for i in long]
+        encoded = encode_prompts(messages, chat_format, tokenizer)
+        long = [i for i, ids in zip(long, encoded, strict=True) if len(ids) > room]
+        fewer = {category: some[:count] for category, some in shots.items()}
+        for i in long:
+            prompts[i], kept[i] = build_prompt(problems[i], fewer), count
+    if kept:
+        print(f"{len(kept)} of {len(prompts)} prompts were too long for the model and lost "
+              f"exemplars; the least has {min(kept.values())} of {config.shots}")  # fmt: skip
+    return prompts
+
+
 # ---------------------------------------------------------------------------------------------
 # text -> letter
 # ---------------------------------------------------------------------------------------------
 
-AUTHORS_FIRST = re.compile(r"answer is \(?([A-J])\)?")
-AUTHORS_SECOND = re.compile(r"[aA]nswer:\s*([A-J])")
-AUTHORS_THIRD = re.compile(r"\b([A-J])\b")
-OPEN = r"[\s*_$:(\[{]{0,9}(?:\\(?:boxed|text|mathrm|mathbf)\{[\s(]{0,3}){0,3}"  # $\boxed{\text{(
-CLOSED = r"(?![\w'\u2019])"
+AUTHORS = re.compile(r"answer is \(?([A-J])\)?")
+OPEN = (  # between the words and the letter: $\boxed{\text{(
+    r"[\s*_$:(\[{`\"'\u2018\u201c]{0,9}(?:\\(?:boxed|text|mathrm|mathbf)\{[\s(]{0,3}){0,3}"
+)
+CLOSED = r"(?!\w|['\u2019]\w)"
+BEHIND = "and|as|because|but|by|due|for|from|if|in|is|not|or|since|so|where|which|with"
+NO_WORD = rf"(?![AI][ \t]+(?!(?:{BEHIND})\b)[a-z])"  # A man, I think
 STAGES = {  # the last match of each that is a letter of the question
-    "answer is": re.compile(rf"\b(?i:answer\s+is)\b{OPEN}([A-J]){CLOSED}"),
-    "answer:": re.compile(rf"\b(?i:answer)\**:{OPEN}([A-J]){CLOSED}"),
+    "answer is": re.compile(rf"\b(?i:answer\s+is)\b{OPEN}{NO_WORD}([A-J]){CLOSED}"),
+    "answer:": re.compile(
+        rf"\b(?i:answer)(?:\**:|\s+[-\u2013\u2014]\s){OPEN}{NO_WORD}([A-J]){CLOSED}"
+    ),
     "marked": re.compile(
-        rf"(?:\b(?i:option|choice){OPEN}|(?<!\w)[(*]{{1,4}}(?=[A-J][)*])|\\boxed\{{{OPEN}"
+        rf"(?:\b(?i:option|choice)(?:\s+is\b{OPEN}{NO_WORD}|{OPEN})"
+        rf"|(?<!\w)[(*]{{1,4}}(?=[A-J][)*])|\\boxed\{{{OPEN}"
         rf"|^\W{{0,4}}(?=[A-J]\W{{0,4}}$))([A-J]){CLOSED}",
         re.MULTILINE,
     ),
 }
 
 
-def authors_letter(text: str) -> tuple[str | None, str | None]:
-    """(letter, stage) as the authors find it, before they draw one at random.
-
-    The first match of the first stage; the last match of the second on the first line with one;
-    the last letter that stands alone.
-    """
-    if match := AUTHORS_FIRST.search(text):
-        return match[1], "answer is"
-    if matches := list(AUTHORS_SECOND.finditer(text)):
-        start = matches[0].start()
-        end = start + len(text[start:].partition("\n")[0])
-        return [match[1] for match in matches if match.start() < end][-1], "answer:"
-    letters = AUTHORS_THIRD.findall(text)
-    return (letters[-1], "alone") if letters else (None, None)
+def authors_letter(text: str) -> str | None:
+    match = AUTHORS.search(text)
+    return match[1] if match else None
 
 
 def extract_letter(text: str, options: int) -> tuple[str | None, str | None]:
@@ -166,15 +197,14 @@ def extract_letter(text: str, options: int) -> tuple[str | None, str | None]:
 def score_problem(problem: Mapping, completions: Sequence[str]) -> dict:
     found = [extract_letter(text, len(problem["options"])) for text in completions]
     authors = [authors_letter(text) for text in completions]
-    first = [letter if stage == "answer is" else None for letter, stage in authors]
     return {
         "category": problem["category"],
         "answer": problem["answer"],
         "answers": [letter for letter, _ in found],
         "stages": [stage for _, stage in found],
         "correct": [letter == problem["answer"] for letter, _ in found],
-        "authors_answers": first,
-        "authors_correct": [letter == problem["answer"] for letter in first],
+        "authors_answers": authors,
+        "authors_correct": [letter == problem["answer"] for letter in authors],
     }
 
 
@@ -210,7 +240,11 @@ def main() -> None:
         raise ValueError(f"--shots expects 0 or more, got {config.shots}")
     problems = read_problems(config, check_row)
     shots = read_shots(config, problems)
-    prompts = [build_prompt(problem, shots) for problem in problems]
+    check_config(config)
+    if config.samples is None:
+        prompts = fit_prompts(config, problems, shots)
+    else:
+        prompts = [build_prompt(problem, shots) for problem in problems]
     raw = config.prompt_style == "text"
     stop = STOP if raw else ()  # a reply may restate the question
     task = Task("mmlu_pro", problems, prompts, raw, stop, score_problem, metric_values)

@@ -37,12 +37,15 @@ def algebra():
         (r"\sin^2 x + \cos^2 x", "1"),
         (r"\sin 2x", r"2 \sin x \cos x"),
         (r"\ln e^3", "3"),
+        (r"\log 1000", "3"),  # of base ten
+        (r"\log x + \log y", r"\frac{\ln x + \ln y}{\ln 10}"),
         ("5!", "120"),
         (r"\binom{5}{2}", "10"),
         ("-x^2", "-(x^2)"),
         ("x_1+x_{2}", "x_2+x_1"),
         (r"(1+\sqrt{2}, x+x)", r"(\sqrt{2}+1, 2x)"),
         (r"\sqrt{8}, 1", r"1, 2\sqrt{2}"),
+        ("x+x, y, 1", "1, y, 2x"),
     ],
 )
 def test_equal_expressions(algebra: Algebra, one: str, other: str) -> None:
@@ -60,6 +63,9 @@ def test_equal_expressions(algebra: Algebra, one: str, other: str) -> None:
         ("[x+x,1]", "[2x,1)"),
         ("x+x,1", "2x,1,2"),
         ("x+x,1,2", "2x,1"),
+        ("x+x,1,1", "2x,2x,1"),
+        (r"\log 5", r"\ln 5"),
+        (r"\sin^{-1} x", r"\frac{1}{\sin x}"),  # or the inverse function: not decided
         ("(x+x,1,2)", "(2x,1)"),
         ("x+x", "(2x,1)"),
         ("x=5", "y"),

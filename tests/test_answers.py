@@ -60,6 +60,17 @@ def test_spellings_of_a_number(text: str, value: Fraction) -> None:
     [
         ("#### 3\nNext problem:\n#### 4", 4, "####"),  # the first was recited
         ("#### 7 and \\boxed{8}, the answer is 9", 7, "####"),
+        ("#### **$18** a day, of 20", 18, "####"),
+        ("#### $\\boxed{-\\frac{1}{2}}$", Fraction(-1, 2), "####"),
+        ("#### \\(1{,}000\\)", 1000, "####"),
+        ("#### = -5", -5, "####"),
+        ("#### 18. So 18", 18, "last number"),  # or the heading of step 18
+        # headings of markdown
+        ("#### Step 1: a\n#### Step 2: Subtract 4\nThe answer is 6.", 6, "answer"),
+        ("#### 1. Sum\n#### **2.** Subtract 4\nThe answer is 6.", 6, "answer"),
+        ("#### Step 2: b\n\n\\boxed{18}", 18, "boxed"),
+        ("#### 16\n\n#### Explanation: 3 steps", 16, "####"),
+        ("#### Answer: 18\n\nIn 3 steps", 18, "answer"),
         ("so $\\boxed{1{,}234}$; the answer is 9", 1234, "boxed"),
         ("\\boxed{18\\text{ apples}}", 18, "boxed"),
         ("\\boxed{-\\frac{1}{2}}", Fraction(-1, 2), "boxed"),

@@ -64,6 +64,8 @@ def distinct(messages: Sequence[dict], _: int = 0) -> str:
         ("logical: [[0]]\ncontent: [[6]]\nsurface: [[12]]", (None, None, None)),
         ("logical: [[4.5]]\ncontent: [[k]]\nsurface: [[]]", (None, None, None)),
         ("logical: [[4]]\nlogical: [[k]]\ncontent: [3]\nsurface: 3", (None, None, None)),
+        ("logical: [[3]] at first\nlogical: [[4.5]]", (None, None, None)),
+        ("logical: [[3]]\nlogical: [[3 or 4]]\ncontent: [[2]]", (None, 2, None)),
         ("logical:\n[[4]]\ncontents: [[2]]\n[[3]]", (None, None, None)),
         ("", (None, None, None)),
     ],

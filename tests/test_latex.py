@@ -30,7 +30,21 @@ from eval.latex import canonical, compare, extract_answer, last_boxed, normalize
         ("**Answer:** 42", "42", "answer"),
         ("The answer is $5$, since $x=3$.", "5", "answer"),
         ("Is the answer: 4? No, the answer is 5", "5", "answer"),
+        ("The answer is: 12.", "12", "answer"),
+        ("So the answer is: x^2+1", "x^2+1", "answer"),
+        ("The answer is **12**.", "12", "answer"),
+        ("**Final answer is:** 12", "12", "final answer"),
+        (r"The answer is \(x^*\).", "x^*", "answer"),
+        (r"The answer is $\$12$.", r"\$12", "answer"),
         ("Hence $x = 16$ and $y = 17$", "y = 17", "last maths"),
+        ("The answer is:\n$$12$$", "12", "last maths"),  # nothing on the line of the words
+        ("The answer is\n\\[\n12\n\\]", "12", "last maths"),
+        ("We have $$a=1$$ and so $7$.", "7", "last maths"),
+        ("We have $7$, and so $$a=1$$", "a=1", "last maths"),
+        (r"So \(x=5\).", "x=5", "last maths"),
+        (r"\[ x = \left( 5 \right) \]", r"x = \left( 5 \right)", "last maths"),
+        (r"It costs \$5 or \$6.", None, None),
+        ("The answer is: $$", None, None),
         (r"\boxed{5", None, None),  # cut off
         ("nothing", None, None),
         ("", None, None),
@@ -59,7 +73,20 @@ EQUAL = [  # how they are found equal, and spellings of one answer
     ("exact", r"(-\infty, 1] \cup (2, \infty)", r"x \in (2,+\infty)\cup(-\infty,1]"),
     ("exact", r"\{1,2\}", r"\left\{2, 1\right\}", "1, 2", "2,1", r"1 \text{ and } 2", "1 or 2"),
     ("exact", "2, 3", "x = 2, x = 3"),
+    ("exact", "1, 1, 2", "2, 1, 1", r"\{1, 2, 1\}"),
     ("string", r"\frac{\sqrt3}{2}", r"\dfrac{\sqrt{3}}{2}"),
+    ("string", r"\frac{\sqrt{3}}2", r"\frac{\sqrt 3}{2}", r"\frac {\sqrt{3}} 2"),
+    ("string", r"\frac\pi2", r"\frac{\pi}{2}", r"\frac \pi 2"),
+    ("string", r"\frac{\frac12}{x}", r"\frac{\frac{1}{2}}x"),
+    ("string", "x^{2}+1", "x^2+1", "x^ 2 + 1", "x^{{2}}+1"),
+    ("string", "2^{10}x", "2^10x", "2^{ 10 } x"),
+    ("string", "x^{-1}", "x^-1"),
+    ("string", r"e^{\pi}x", r"e^\pi x"),
+    ("string", r"x^{\frac{1}{2}}", r"x^\frac12", "x^{1/2}"),
+    ("string", r"\sqrt[3]{2}", r"\sqrt[3]2", r"\sqrt [3] {2}"),
+    ("string", r"\binom52", r"\binom{5}{2}"),
+    ("string", "1011_{2}", "1011_2"),
+    ("string", r"3 \text{ p.m.}", "3 p.m.", r"3\mbox{ PM}"),
     ("string", r"\text{Evelyn}", "Evelyn", r"\mathrm{Evelyn}"),
     ("string", r"\text{(A)}", "A", r"\textbf{(A)}"),
     ("string", r"2\pi r", r"2 \pi r", r"2\,\pi\,r"),
@@ -93,6 +120,11 @@ def test_equal_answers(row: tuple[str, ...]) -> None:
         ("[1,2)", "[1,2]"),
         ("(1,2)", r"\{1,2\}"),
         ("1,2", "1,2,3"),
+        ("1,1,2", "1,2"),
+        ("1,1,2", "1,2,2"),
+        ("x^{2}3", "x^{23}"),
+        ("x^{2}/3", "x^{2/3}"),
+        (r"3 \text{ p.m.}", r"3 \text{ a.m.}"),
         ("x=1, y=2", "x=2, y=1"),
         (r"0.\overline{3}", "0.3"),
         (r"5 \text{ feet } 3 \text{ inches}", "53"),
@@ -112,11 +144,14 @@ def test_unequal_answers(one: str, other: str) -> None:
 def test_the_values() -> None:
     assert canonical(r"3\frac{1}{2}") == Fraction(7, 2)
     assert canonical(r"(1, \frac12]") == ("(", Fraction(1), Fraction(1, 2), "]")
-    assert canonical(r"\{1, (2, x)\}") == {Fraction(1), ("(", Fraction(2), "x", ")")}
+    assert canonical(r"\{1, (2, x)\}") == (r"\{", ("(", 2, "x", ")"), 1, r"\}")
     assert normalize(r"\sin x + \sin 2 x") == r"\sin x+\sin2x"  # \sinx were another command
 
 
-@pytest.mark.parametrize("text", [r"0.5", r"\frac{\sqrt{3}}{2}", r"(1,\infty)", r"\text{Evelyn}"])
+@pytest.mark.parametrize(
+    "text",
+    ["0.5", r"\frac{\sqrt3}2", r"(1,\infty)", r"\text{Evelyn}", "x_1^2", "2^{{10}}", "3 p.m."],
+)
 def test_the_normal_form_is_its_own(text: str) -> None:
     assert normalize(normalize(text)) == normalize(text)
 
@@ -145,6 +180,7 @@ HOSTILE = [
     " ",
     "9,",
 ]
+HOSTILE += ["^", "_{", r"\sqrt", r"^\frac", r"\(", r"\[", "$$a"]
 HOSTILE += ["answer is $", r"\text{", r"\left(", "1/", "9", r"\cup", "x=", "5cm", "and "]
 
 

@@ -9,19 +9,26 @@ by all its stages and then a random letter for the third.
 import gzip
 import json
 import random
+import re
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
+from data.tokenizer import load_tokenizer
 from eval import mmlu_pro
 from eval.mmlu_pro import (
+    MmluProConfig,
     authors_letter,
     build_prompt,
     check_row,
     extract_letter,
+    fit_prompts,
 )
+
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 
 PROBLEM = {"question": "Which?", "options": ["x", "y", "z"], "answer": "C", "category": "law"}
 
@@ -36,57 +43,69 @@ def test_first_stage_finds_the_authors_letters(shared_data, model: str) -> None:
     rows = recorded(shared_data, model)
     assert len(rows) == 350
     for row in rows:
-        letter, stage = authors_letter(row["model_outputs"])
-        assert (letter if stage == "answer is" else None) == row["pred"], row["model_outputs"]
+        assert authors_letter(row["model_outputs"]) == row["pred"], row["model_outputs"]
 
 
-def test_all_stages_find_the_authors_letters(shared_data) -> None:
-    """331 by the first stage, 9 by the last, and G for 10: the first draw of their seed, 12345."""
+def test_the_other_stages_of_the_authors_are_no_answers(shared_data) -> None:
+    """331 are of the first, 9 the last letter that stands alone, 10 a draw of their seed, 12345."""
     drawn = random.Random(12345).choice("ABCDEFGHIJ")
     found = []
     for row in recorded(shared_data, "llama-3.1-8b-instruct"):
-        letter, stage = authors_letter(row["model_outputs"])
-        assert (letter or drawn) == row["pred"], row["model_outputs"]
-        found.append(stage)
-    assert [found.count(stage) for stage in ("answer is", "alone", None)] == [331, 9, 10]
+        letter, *alone = authors_letter(row["model_outputs"]), drawn
+        alone += re.findall(r"\b([A-J])\b", row["model_outputs"])
+        assert (letter or alone[-1]) == row["pred"], row["model_outputs"]
+        found.append("first" if letter else "alone" if alone[1:] else "drawn")
+    assert [found.count(stage) for stage in ("first", "alone", "drawn")] == [331, 9, 10]
 
 
 @pytest.mark.parametrize(
     ("text", "authors", "ours"),
     [
-        ("The answer is (C).", ("C", "answer is"), ("C", "answer is")),
-        ("The answer is C", ("C", "answer is"), ("C", "answer is")),
+        ("The answer is (C).", "C", ("C", "answer is")),
+        ("The answer is C", "C", ("C", "answer is")),
         # a supposition, or a recital, comes first
-        ("If the answer is (A), no. The answer is (C).", ("A", "answer is"), ("C", "answer is")),
-        ("The answer is **(C)**.", ("C", "alone"), ("C", "answer is")),
-        (r"The answer is $\boxed{\text{C}}$.", ("C", "alone"), ("C", "answer is")),
-        ("The Answer is C.", ("C", "alone"), ("C", "answer is")),
-        ("the answer is Counterintuitive", ("C", "answer is"), (None, None)),
-        ("Answer: B\nAnswer: C", ("B", "answer:"), ("C", "answer:")),
-        ("answer: A, answer: B", ("B", "answer:"), ("B", "answer:")),
-        ("**Answer:** C", ("C", "alone"), ("C", "answer:")),
-        ("I would say option C", ("C", "alone"), ("C", "marked")),
-        ("It must be (B), and a gas.", ("B", "alone"), ("B", "marked")),
-        ("C.", ("C", "alone"), ("C", "marked")),
-        (r"\boxed{C}", ("C", "alone"), ("C", "marked")),
+        ("If the answer is (A), no. The answer is (C).", "A", ("C", "answer is")),
+        ("The answer is **(C)**.", None, ("C", "answer is")),
+        (r"The answer is $\boxed{\text{C}}$.", None, ("C", "answer is")),
+        ("The Answer is C.", None, ("C", "answer is")),
+        ("the answer is Counterintuitive", "C", (None, None)),
+        ("Answer: B\nAnswer: C", None, ("C", "answer:")),
+        ("answer: A, answer: B", None, ("B", "answer:")),
+        ("**Answer:** C", None, ("C", "answer:")),
+        ("I would say option C", None, ("C", "marked")),
+        ("It must be (B), and a gas.", None, ("B", "marked")),
+        ("C.", None, ("C", "marked")),
+        (r"\boxed{C}", None, ("C", "marked")),
+        ("The answer is `B`", None, ("B", "answer is")),
+        ('the answer is "B"', None, ("B", "answer is")),
+        ("the answer is \u2018A\u2019.", None, ("A", "answer is")),
+        ("Answer - B", None, ("B", "answer:")),
+        ("The correct option is B", None, ("B", "marked")),
+        ("The answer is A because of y", "A", ("A", "answer is")),
+        ("So option A states y", None, ("A", "marked")),
         # words, units and functions are no letters of ours
-        ("A man thinks", ("A", "alone"), (None, None)),
-        ("Then I think it heats", ("I", "alone"), (None, None)),
-        ("The work is 5 J", ("J", "alone"), (None, None)),
-        ("We need P(B) for this", ("B", "alone"), (None, None)),
-        ("The answer is (J).", ("J", "answer is"), (None, None)),  # of three options
-        ("The answer is (J). Or (B).", ("J", "answer is"), ("B", "marked")),
-        ("the answer is (N/A)", ("A", "alone"), (None, None)),
-        ("no letter", (None, None), (None, None)),
-        ("", (None, None), (None, None)),
+        ("The answer is I think (B).", "I", ("B", "marked")),
+        ("The answer is A man who", "A", (None, None)),
+        ("the answer is A's", "A", (None, None)),
+        ("Answer: A man; the right option is A man", None, (None, None)),
+        ("A man thinks", None, (None, None)),
+        ("Then I think it heats", None, (None, None)),
+        ("The work is 5 J", None, (None, None)),
+        ("We need P(B) for this", None, (None, None)),
+        ("The answer is (J).", "J", (None, None)),  # of three options
+        ("The answer is (J). Or (B).", "J", ("B", "marked")),
+        ("the answer is (N/A)", None, (None, None)),
+        ("no letter", None, (None, None)),
+        ("", None, (None, None)),
     ],
 )
-def test_readings_by_hand(text: str, authors: tuple, ours: tuple) -> None:
+def test_readings_by_hand(text: str, authors: str | None, ours: tuple) -> None:
     assert authors_letter(text) == authors
     assert extract_letter(text, options=3) == ours
 
 
-PIECES = ("(", "*", "answer:", "answer is", "option (", " ", "\n", "A ", "E.")
+PIECES = ("(", "*", "`", "answer:", "answer is", "answer - ", "option (", "option is ")
+PIECES += (" ", "\n", "A ", "E.")
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -248,9 +267,78 @@ def test_exemplars_that_are_not_there_are_named(run, tmp_path: Path) -> None:
     flags = ("--data", data, "--model", str(tmp_path))
     with pytest.raises(ValueError, match="--validation expects the file of exemplars"):
         run(*flags)
-    with pytest.raises(ValueError, match="expected 5 rows of the category 'law', got 1"):
-        run(*flags, "--validation", data)
+    shots = write_jsonl(tmp_path / "shots.jsonl", [{**PROBLEM, "cot_content": "A: So (C)."}] * 2)
+    with pytest.raises(ValueError, match="expected 5 rows of the category 'law', got 2"):
+        run(*flags, "--validation", shots)
+    write_jsonl(tmp_path / "shots.jsonl", [{**PROBLEM, "cot_content": "A: So (C)."}, PROBLEM])
+    with pytest.raises(
+        ValueError, match=r"shots.jsonl:2: cot_content: expected .*, got none; pass"
+    ):
+        run(*flags, "--validation", shots)
     with pytest.raises(ValueError, match="--shots expects 0 or more, got -1"):
         run(*flags, "--shots", "-1")
     with pytest.raises(ValueError, match="--prompt_style expects one of text, chat"):
         run(*flags, "--prompt_style", "raw")
+
+
+# ---------------------------------------------------------------------------------------------
+# exemplars that do not fit
+# ---------------------------------------------------------------------------------------------
+
+SHOTS = {"law": [{**PROBLEM, "chain": f"A: Let's think step by step. {i}"} for i in range(3)]}
+
+
+def model_with(positions: int, folder: Path) -> str:
+    """The embedded model with so many positions."""
+    copytree(TINY, folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": positions}))
+    return str(folder)
+
+
+def count_tokens(count: int) -> int:
+    """Of the prompt with so many exemplars, BOS included."""
+    prompt = build_prompt(PROBLEM, {"law": SHOTS["law"][:count]})
+    return 1 + len(load_tokenizer(TINY).encode(prompt))
+
+
+@pytest.mark.parametrize("kept", [3, 2, 1, 0])
+@pytest.mark.parametrize("less", [0, 1])
+def test_a_prompt_keeps_the_exemplars_that_fit(tmp_path, capsys, kept: int, less: int) -> None:
+    """The positions that `kept` exemplars and 10 new tokens take, or one less.
+
+    The second problem has a longer question: it keeps an exemplar less than the positions are for.
+    """
+    positions = count_tokens(kept) + 10 - less
+    config = MmluProConfig(
+        model=model_with(positions, tmp_path / "model"), shots=3, max_new_tokens=10
+    )
+    problems = [PROBLEM, {**PROBLEM, "question": "Which" + " x" * 5 + "?"}]
+    counts = [max(kept - less, 0), max(kept - 1, 0)]
+    assert fit_prompts(config, problems, SHOTS) == [
+        build_prompt(problem, {"law": SHOTS["law"][:count]})
+        for problem, count in zip(problems, counts, strict=True)
+    ]
+    shortened = sum(count < 3 for count in counts)
+    expected = f"{shortened} of 2 prompts were too long for the model and lost exemplars; the least"
+    assert capsys.readouterr().out == f"{expected} has {min(counts)} of 3\n"
+
+
+def test_a_completion_takes_no_more_than_half_of_the_positions(tmp_path) -> None:
+    """By default it may have 2048 tokens: the prompt keeps one half, as the authors' of 4096."""
+    for positions, kept in ((2 * count_tokens(2), 2), (2 * count_tokens(2) - 2, 1)):
+        config = MmluProConfig(model=model_with(positions, tmp_path / str(positions)), shots=3)
+        [prompt] = fit_prompts(config, [PROBLEM], SHOTS)
+        assert prompt == build_prompt(PROBLEM, {"law": SHOTS["law"][:kept]})
+
+
+def test_a_model_with_few_positions_is_scored(run, tmp_path: Path) -> None:
+    """Its prompts with an exemplar would leave no room; those without do."""
+    model = model_with(count_tokens(0) + 10, tmp_path / "model")
+    rows = [{**PROBLEM, "cot_content": shot["chain"]} for shot in SHOTS["law"]]
+    values = run(
+        *("--data", write_jsonl(tmp_path / "data.jsonl", [PROBLEM])),
+        *("--validation", write_jsonl(tmp_path / "shots.jsonl", rows)),
+        *("--model", model, "--shots", "3", "--max_new_tokens", "5"),
+    )
+    assert "accuracy" in values
