@@ -14,6 +14,7 @@ The equations are in model/objective.py; what a batch looks like, in data/packin
 import contextlib
 import dataclasses
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, stop_ids
+from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, mark_chat_format, stop_ids
 from data.packing import (
     PairBatch,
     epoch_batches,
@@ -32,7 +33,7 @@ from data.packing import (
     steps_per_epoch,
     to_device,
 )
-from data.pairs import TokenPair, read_split, tokenize_pairs
+from data.pairs import Pair, TokenPair, length_limits, read_split, tokenize_pairs
 from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import parallel, policy
@@ -80,9 +81,9 @@ from model.run import (
 )
 from model.sampling import completion_seeds
 from model.training_state import (
-    checkpoints,
     flush,
     load_training_state,
+    refuse_other_run,
     save_training_state,
     trained_parameters,
 )
@@ -97,7 +98,10 @@ AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
 ONE_MODEL = ("sft", "reward")  # objectives without a reference policy
 UNUSED = {  # flags without a meaning
-    "sft": (("label_noise", "label_smoothing", "sft_weight", "reference"), "pairs"),
+    "sft": (
+        ("alpha", "beta", "label_noise", "label_smoothing", "sft_weight", "reference"),
+        "pairs",
+    ),
     "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
     "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
 }
@@ -114,10 +118,10 @@ class TrainConfig:
     adapter: str | None = None  # folder with a LoRA adapter to start from; merged into the base
     data: tuple[str, ...] = (EMBEDDED,)  # files or folders of JSONL, JSONL.gz or parquet
     eval_data: tuple[str, ...] | None = None  # held-out pairs; none: --eval_fraction of --data
-    eval_fraction: float = 0.05  # share of the prompts held out where --eval_data is not given
+    eval_fraction: float = 0.05  # share of first human turns held out, without --eval_data
     chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
     max_length: int = 1024  # tokens of a prompt and its longer completion
-    max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
+    max_prompt_length: int | None = None  # a prompt is cut to, at its front, if need be; none: half
     label_noise: float = 0.0  # share of the training labels to flip
 
     objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo, robust, f_dpo or reward
@@ -144,7 +148,7 @@ class TrainConfig:
     warmup_steps: int = 10  # steps over which the learning rate rises to its full value
     max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
     weight_decay: float = 0.0  # of AdamW, per unit of learning rate
-    seed: int = 0  # of the order of the data, the adapters and the label noise
+    seed: int = 0  # of the order of the data, held-out prompts, new weights and the label noise
     dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     activation_checkpointing: bool = False  # recompute each block in the backward pass
@@ -173,6 +177,9 @@ def main() -> None:
         print_plan(config)
         return
     device, dtype = choose_device(config.device, config.dtype)
+    if config.head_kernel == "cuda" and not device.startswith("cuda"):
+        raise ValueError(f"--head_kernel cuda needs a GPU, and the run is on {device}")
+    policy.check_merge(config.adapter, dtype)
     start = Path(config.init).resolve().parent if config.init else Path(config.model).resolve()
     inputs = (config.model, config.init, config.tokenizer, config.adapter)
     name = f"{start.name}-{config.objective}"
@@ -189,11 +196,13 @@ def main() -> None:
         if parallel.is_main():
             out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out_dir, goes_on))
-            if not checkpoints(out_dir):
+            if not (out_dir / "metrics.jsonl").exists():
                 write_run_config(config, out_dir)
                 (out_dir / "metrics.jsonl").touch()  # from here on the folder holds a run
         train(config, model, pairs, eval_pairs, out_dir, device)
         save_policy(config, model, tokenizer, out_dir)
+        if parallel.is_main():
+            mark_chat_format(policy_folder(out_dir), chat_format)
         with parallel.in_lockstep(model):
             if parallel.is_main():
                 report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
@@ -228,8 +237,16 @@ def check_config(config: TrainConfig) -> None:
         expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
     expect(config.seed < 2**62, "seed", "less than 2^62")
-    shorter = config.max_prompt_length < config.max_length
+    for flag in {*AT_LEAST_ONE, *AT_LEAST_ZERO} - {"seed"}:
+        value = getattr(config, flag)
+        expect(value is None or value < 2**31, flag, "a number below 2^31")
+    expect(config.lora_rank <= 2**15, "lora_rank", "32768 or less")
+    shorter = (config.max_prompt_length or 0) < config.max_length
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
+    kind = (config.device or "cpu").partition(":")[0]
+    expect(kind in ("cpu", "cuda"), "device", "cpu, cuda or cuda:N")
+    expect(set(config.lora_targets) <= set(TARGETS), "lora_targets", f"some of {' '.join(TARGETS)}")
+    expect(config.out_dir != "", "out_dir", "a folder")
 
     alone = config.objective in ONE_MODEL
     if config.label_smoothing and config.objective in ("ipo", "f_dpo"):
@@ -241,8 +258,14 @@ def check_config(config: TrainConfig) -> None:
         if getattr(config, flag) != getattr(TrainConfig, flag):
             which = f"--objective {config.objective}, which has no {lacks}"
             raise ValueError(f"--{flag} has no meaning for {which}")
-    if config.lora_dropout and not config.lora_rank:
-        raise ValueError("--lora_dropout has no meaning with --lora_rank 0, which has no adapter")
+    if config.init and (config.adapter or config.model != TrainConfig.model):
+        flag = "adapter" if config.adapter else "model"
+        raise ValueError(f"--{flag} has no meaning beside --init, which starts from random weights")
+    for flag in ("lora_alpha", "lora_targets", "lora_dropout") if not config.lora_rank else ():
+        if getattr(config, flag) != getattr(TrainConfig, flag):
+            raise ValueError(f"--{flag} has no meaning with --lora_rank 0, which has no adapter")
+    if config.keep_every and not config.activation_checkpointing:
+        raise ValueError("--keep_every has no meaning without --activation_checkpointing")
     if config.lora_dropout and not alone:
         raise ValueError(
             "--lora_dropout must be 0 in preference training: policy and reference have to differ "
@@ -290,8 +313,8 @@ def load_formats(config: TrainConfig) -> tuple[Tokenizer, ChatFormat]:
     source = Path(config.tokenizer or config.init or config.model)
     source = source.parent if source.is_file() else source
     tokenizer = load_tokenizer(source)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(source, tokenizer, asked)
+    asked = source, tokenizer, config.chat_format, config.adapter
+    chat_format, reason = detect_chat_format(*asked)
     print(f"chat format: {chat_format.name} ({reason})")
     return tokenizer, chat_format
 
@@ -308,13 +331,17 @@ def load_pairs(
         config.data, eval_data, config.eval_fraction, config.label_noise, config.objective,
         config.seed,
     )  # fmt: skip
-    max_length = min(config.max_length, model_config.max_position_embeddings)
-    max_prompt_length = min(config.max_prompt_length, max_length - 1)
-    if max_length < config.max_length:
-        print(f"max_length: {max_length} (the model's positions), not {config.max_length}")
-    limits = (max_length, max_prompt_length, model_config.vocab_size)
-    tokens = tokenize_pairs(pairs, tokenizer, chat_format, *limits)
-    held_out_tokens = tokenize_pairs(held_out, tokenizer, chat_format, *limits) if held_out else []
+    positions = model_config.max_position_embeddings
+    longest, prompt = length_limits(config.max_length, config.max_prompt_length, positions)
+    if longest < config.max_length:
+        print(f"max_length: {longest} (the model's positions), not {config.max_length}; "
+              f"prompts that do not fit are cut to {prompt}")  # fmt: skip
+
+    def encode(some: list[Pair]) -> list[TokenPair]:
+        limits = longest, prompt, model_config.vocab_size
+        return tokenize_pairs(some, tokenizer, chat_format, *limits, progress=parallel.is_main())
+
+    tokens, held_out_tokens = encode(pairs), encode(held_out) if held_out else []
     print(f"data: {len(tokens)} training and {len(held_out_tokens)} held-out")
     return tokens, held_out_tokens
 
@@ -407,6 +434,18 @@ def train(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     weights = hash_weights(model)
+    identity = to_json(config) | {
+        "data (token ids)": reference_key("", pairs),
+        "held-out data (token ids)": reference_key("", eval_pairs),
+        "weights (SHA-256)": weights,
+        "number of ranks": ranks,
+        "number of threads": torch.get_num_threads(),
+        "version of torch": torch.__version__,
+        "kind of device": torch.cuda.get_device_name(device) if "cuda" in device else device,
+    }
+    resumes, inexact = config.resume or parallel.restarts(), config.inexact_resume
+    if resumes:
+        refuse_other_run(out_dir, identity, inexact)
     reference = eval_reference = None  # online: computed beside the policy, adapters disabled
     if config.reference == "cached":
         budget = config.micro_batch_tokens
@@ -417,22 +456,21 @@ def train(
                 (some, epoch_batches(some, budget, rank, ranks)) for some in (pairs, eval_pairs)
             )
         )
-    identity = to_json(config) | {
-        "data (token ids)": reference_key("", pairs),
-        "weights (SHA-256)": weights,
-        "number of ranks": ranks,
-        "number of threads": torch.get_num_threads(),
-        "version of torch": torch.__version__,
-    }
     first_step = 0
-    if config.resume or parallel.restarts():
-        inexact = config.inexact_resume
+    if resumes:
         first_step = load_training_state(out_dir, model, optimizer, identity, inexact)
         print(f"resuming {out_dir} after step {first_step}")
     metrics_file = open_metrics(out_dir / "metrics.jsonl", first_step)
     interrupt = Interrupt()
-    if first_step == 0 and eval_pairs:
-        evaluate(config, model, eval_pairs, eval_reference, 0, metrics_file, device)
+
+    def evaluate_after(step: int) -> None:
+        evaluate(config, model, eval_pairs, eval_reference, step, metrics_file, device)
+
+    def is_evaluated(step: int) -> bool:
+        return eval_pairs and (step in (0, total_steps) or is_due(step, config.eval_every))
+
+    if is_evaluated(first_step) and lacks_evaluation(metrics_file, first_step):
+        evaluate_after(first_step)
 
     bar = tqdm(
         range(first_step, total_steps),
@@ -465,10 +503,6 @@ def train(
 
         last = step + 1 == total_steps
         stopped = parallel.max_over_ranks(interrupt.asked)  # the number of the signal, or 0
-        if eval_pairs and (last or is_due(step + 1, config.eval_every)):
-            log.flush()
-            evaluate(config, model, eval_pairs, eval_reference, step + 1, metrics_file, device)
-            log.restart_clock()
         if last or stopped or is_due(step + 1, config.save_every):
             log.flush()
             if parallel.is_main():
@@ -478,9 +512,28 @@ def train(
         if stopped and not last:
             bar.close()
             print(f"stopped after step {step + 1}; nothing is lost. To go on:\n"
-                  f"  python train.py --config {out_dir}/config.json --resume")  # fmt: skip
+                  f"  {resume_command(out_dir)}")  # fmt: skip
             raise SystemExit(128 + int(stopped))
+        if is_evaluated(step + 1):  # where it was stopped, when it goes on
+            log.flush()
+            evaluate_after(step + 1)
+            log.restart_clock()
     interrupt.restore()
+
+
+def resume_command(out_dir: Path) -> str:
+    ranks = parallel.world_size()
+    start = "python" if ranks == 1 else f"torchrun --nproc_per_node={ranks}"
+    if ranks > (own := parallel.local_world_size()):
+        start = f"torchrun --nnodes={ranks // own} --nproc_per_node={own}"
+    return f"{start} train.py --config {shlex.quote(str(out_dir / 'config.json'))} --resume"
+
+
+def lacks_evaluation(metrics_file: Path, step: int) -> bool:
+    """Whether a run that goes on after this step was stopped before the evaluation behind it."""
+    records = read_records(metrics_file) if parallel.is_main() else []
+    found = any(r["step"] == step and "eval/loss" in r for r in records)
+    return parallel.any_rank(parallel.is_main() and not found)
 
 
 def is_due(step: int, every: int) -> bool:
@@ -589,6 +642,11 @@ def save_policy(
     save_model(model, out_dir / "model", tokenizer.files, **ids)
 
 
+def policy_folder(out_dir: Path) -> Path:
+    """Of a finished run: the whole model's, or else its own, which has the adapter."""
+    return out_dir / "model" if (out_dir / "model").is_dir() else out_dir
+
+
 def report(
     config: TrainConfig,
     model: Transformer,
@@ -601,7 +659,7 @@ def report(
     records = [r for r in read_records(out_dir / "metrics.jsonl") if "eval/loss" in r]
     if records:
         print(f"\n{before_and_after(records[0], records[-1])}")
-    whole = (out_dir / "model").is_dir()
+    whole = policy_folder(out_dir) != out_dir
     if config.objective == "reward":
         trained = f"{out_dir}/model" if whole else f"{config.model} --reward_adapter {out_dir}"
         print(f"\nsaved in {out_dir}; to go on:\n  python -m eval.reward --reward_model {trained} "
@@ -639,4 +697,8 @@ def print_answers(
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(
+        main,
+        spare="Lower --micro_batch_tokens, or pass --activation_checkpointing",
+        go_on="The newest checkpoint is whole: start again with --resume",
+    )

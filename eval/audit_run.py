@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data.chat import ChatFormat, detect_chat_format
-from data.pairs import TokenPair, read_split, tokenize_pairs
+from data.pairs import TokenPair, length_limits, read_split, tokenize_pairs
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.audit_terms import Objective
 from model.adapter import load_policy
@@ -71,7 +71,7 @@ class Settings:
     label_noise: float = 0.0
     chat_format: str = "auto"
     max_length: int = 1024
-    max_prompt_length: int = 512
+    max_prompt_length: int | None = None
     objective: str = "spl"
     alpha: float = 0.12
     beta: float = 0.1
@@ -123,8 +123,8 @@ def read_tokens(
     folder = Path(settings.tokenizer or settings.init or settings.model)
     folder = folder.parent if folder.is_file() else folder
     tokenizer = load_tokenizer(folder)
-    asked = None if settings.chat_format == "auto" else settings.chat_format
-    chat_format, reason = detect_chat_format(folder, tokenizer, asked)
+    asked = settings.chat_format, settings.adapter
+    chat_format, reason = detect_chat_format(folder, tokenizer, *asked)
     train, held_out = read_split(
         settings.data,
         settings.eval_data,
@@ -137,8 +137,8 @@ def read_tokens(
     if not chosen:
         raise ValueError("the run has no held-out pairs; pass --on train")
     model_config = read_model_config(settings.init or settings.model)
-    longest = min(settings.max_length, model_config.max_position_embeddings)
-    limits = (longest, min(settings.max_prompt_length, longest - 1))
+    positions = model_config.max_position_embeddings
+    limits = length_limits(settings.max_length, settings.max_prompt_length, positions)
     chosen = chosen[: config.limit]
     pairs = tokenize_pairs(chosen, tokenizer, chat_format, *limits, model_config.vocab_size)
     whole = {

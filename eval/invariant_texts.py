@@ -312,7 +312,7 @@ def held_out(texts: Texts) -> Finding:
     bad = [pair.source for pair in texts.held_out if pair.prompt_ids.tobytes() in trained]
     mend = (
         "a prompt of --eval_data that is in --data too: held-out numbers will be too good; "
-        "leave --eval_data out and the data is split by prompt"
+        "leave --eval_data out and the data is split by what the human says first"
     )
     total = len(texts.held_out)
     return count_finding("held-out prompts are new", bad, total, "are trained on", mend, MOST)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from data.chat import CHAT_FORMATS, detect_chat_format, read_template, recognise_template
-from data.pairs import Pair, TokenPair, read_pairs, tokenize_pairs
+from data.pairs import Pair, TokenPair, length_limits, read_pairs, tokenize_pairs
 from data.tokenizer import load_tokenizer
 from eval.audit_terms import Objective
 from eval.findings import FAIL, HEADER, NOTE, Finding
@@ -43,7 +43,7 @@ class CheckConfig:
     eval_data: tuple[str, ...] | None = None  # held-out pairs; none: train.py splits --data
     chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
     max_length: int = 1024  # tokens of a prompt and its longer completion
-    max_prompt_length: int = 512  # tokens a prompt is cut to, from the left, where both do not fit
+    max_prompt_length: int | None = None  # tokens a prompt is cut to, where needed; none: half
     objective: str = "spl"  # dpo, spl, h_dpo, ipo or robust
     alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
     beta: float = 0.1  # weight of the reference term in the margin
@@ -95,13 +95,14 @@ def check_config(config: CheckConfig, pairs_limit: int) -> None:
     expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
     for flag in ("max_length", "max_prompt_length", "micro_batch_tokens"):
-        expect(getattr(config, flag) >= 1, flag, "1 or more")
+        value = getattr(config, flag)
+        expect(value is None or value >= 1, flag, "1 or more")
     for flag in ("alpha", "beta", "lora_alpha"):
         expect(getattr(config, flag) > 0, flag, "a number above 0")
     for flag in ("lora_rank", "seed"):
         expect(getattr(config, flag) >= 0, flag, "0 or more")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
-    shorter = config.max_prompt_length < config.max_length
+    shorter = (config.max_prompt_length or 0) < config.max_length
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
     if config.label_smoothing and config.objective == "ipo":
         raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
@@ -147,18 +148,16 @@ def load_texts(config: CheckConfig) -> Texts:
     source = config.tokenizer or config.model
     model_config = read_model_config(config.model)
     tokenizer = load_tokenizer(source)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(source, tokenizer, asked)
+    chat_format, reason = detect_chat_format(source, tokenizer, config.chat_format, config.adapter)
     print(f"chat format: {chat_format.name} ({reason})")
     eval_data = config.eval_data
     if eval_data is None and config.data == (EMBEDDED,):
         eval_data = (EMBEDDED_EVAL,)
-    max_length = min(config.max_length, model_config.max_position_embeddings)
-    max_prompt_length = min(config.max_prompt_length, max_length - 1)
+    positions = model_config.max_position_embeddings
+    limits = length_limits(config.max_length, config.max_prompt_length, positions)
 
     def read(data: tuple[str, ...]) -> tuple[list[Pair], list[TokenPair]]:
         pairs = read_pairs(data, config.objective)
-        limits = max_length, max_prompt_length  # the vocabulary is a check of its own
         return pairs, tokenize_pairs(pairs, tokenizer, chat_format, *limits)
 
     pairs, tokens = read(config.data)
@@ -169,8 +168,8 @@ def load_texts(config: CheckConfig) -> Texts:
         tokenizer=tokenizer,
         chat_format=chat_format,
         template=own_template(source),
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
+        max_length=limits[0],
+        max_prompt_length=limits[1],
         vocab_size=model_config.vocab_size,
     )
 

@@ -156,8 +156,7 @@ def score_answers(config: OpinionsConfig, rows: Sequence[Row], run: Mapping) -> 
     """Log-probabilities of the two answers of each question, under the reference and the policy."""
     device, dtype = choose_device(config.device, config.dtype)
     tokenizer = load_tokenizer(config.model)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    found, reason = detect_chat_format(config.model, tokenizer, asked)
+    found, reason = detect_chat_format(config.model, tokenizer, config.chat_format, config.adapter)
     print(f"chat format: {found.name} ({reason})")
     prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     texts = [answer for row in rows for answer in row["answers"]]

@@ -85,8 +85,8 @@ def main() -> None:
     config = parse_config(RewardConfig)
     check_config(config)
     tokenizer = load_tokenizer(config.reward_model)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(config.reward_model, tokenizer, asked)
+    asked = config.chat_format, config.reward_adapter
+    chat_format, reason = detect_chat_format(config.reward_model, tokenizer, *asked)
     print(f"chat format: {chat_format.name} ({reason})")
     rows, data = gather_rows(config, chat_format)
     pairs = config.samples is None

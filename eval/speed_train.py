@@ -35,7 +35,7 @@ import torch
 
 from data.chat import detect_chat_format
 from data.packing import step_indices
-from data.pairs import TokenPair, read_pairs, tokenize_pairs
+from data.pairs import TokenPair, length_limits, read_pairs, tokenize_pairs
 from data.tokenizer import load_tokenizer
 from eval.speed import (
     choose_variants,
@@ -72,7 +72,7 @@ class SpeedTrainConfig:
     data: tuple[str, ...] = ("data/tiny/train.jsonl",)  # preference pairs, as train.py reads them
     equal_lengths: tuple[str, ...] | None = None  # prompt and completion tokens: random ids instead
     max_length: int = 1024  # tokens of a prompt and its longer completion
-    max_prompt_length: int = 512  # tokens a prompt is cut to where both do not fit
+    max_prompt_length: int | None = None  # tokens a prompt is cut to, where needed; none: half
     batch_size: int = 4  # pairs per step
     steps: int = 4  # of each process; the first warms up
     repeats: int = 2  # rounds: processes of each variant
@@ -125,7 +125,7 @@ def main(words: list[str]) -> None:
 def check_config(config: SpeedTrainConfig) -> None:
     least = {"batch_size": 1, "steps": 2, "repeats": 1, "lora_rank": 1, "max_prompt_length": 1}
     for flag, bound in least.items():
-        if getattr(config, flag) < bound:
+        if (value := getattr(config, flag)) is not None and value < bound:
             raise ValueError(f"--{flag} expects {bound} or more, got {getattr(config, flag)}")
     if config.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype expects float32 or bfloat16, got {config.dtype!r}")
@@ -152,8 +152,9 @@ def make_pairs(config: SpeedTrainConfig, model_config: ModelConfig) -> list[Toke
     chat_format, _ = detect_chat_format(source, tokenizer)
     rows = read_pairs(config.data, "dpo")
     drawn = step_indices(0, len(rows), min(len(rows), 2 * count), config.seed)
-    max_length = min(config.max_length, model_config.max_position_embeddings)
-    limits = (max_length, min(config.max_prompt_length, max_length - 1), model_config.vocab_size)
+    positions = model_config.max_position_embeddings
+    limits = length_limits(config.max_length, config.max_prompt_length, positions)
+    limits += (model_config.vocab_size,)
     some = [rows[i] for i in drawn]
     pairs = tokenize_pairs(some, tokenizer, chat_format, *limits, progress=False)[:count]
     if len(pairs) < count:

@@ -455,11 +455,12 @@ def write_tensors(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+        partial.chmod(0o644)  # readable like any other file, whatever the library's default
+        partial.replace(file)
     except SafetensorError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{file} cannot be written: {error}") from None
-    partial.chmod(0o644)  # readable like any other file, whatever the library's default
-    partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -509,7 +510,7 @@ def save_model(
     write_model_config(model.config, folder / "config.json", dtype, **ids)
     for file in tokenizer_files:
         if file.parent.resolve() != folder.resolve():
-            shutil.copy(file, folder)
+            shutil.copyfile(file, folder / file.name)
 
 
 def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:

@@ -84,6 +84,11 @@ def note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def local_world_size() -> int:
+    """Ranks on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def local_rank() -> int:
     """The number of this rank on its node."""
     return int(os.environ.get("LOCAL_RANK", 0))
@@ -98,7 +103,7 @@ def device_of_rank(device: str) -> str:
                          f"not {device}")  # fmt: skip
     if local_rank() >= torch.cuda.device_count():
         raise ValueError(
-            f"torchrun started {os.environ.get('LOCAL_WORLD_SIZE')} processes on a node with "
+            f"torchrun started {local_world_size()} processes on a node with "
             f"{torch.cuda.device_count()} GPUs; pass --nproc_per_node gpu, or --device cpu"
         )
     return f"cuda:{local_rank()}"
@@ -223,6 +228,9 @@ def shard(
     }
     for layer in model.layers:
         fully_shard(layer, reshard_after_forward=True, **options)
+    if hasattr(model, "score"):  # a reward model's head computes in float32
+        exact = options | {"mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False)}
+        fully_shard(model.score, reshard_after_forward=False, **exact)
     fully_shard(model, reshard_after_forward=False, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):  # sums: the loss is divided by the count of all ranks

@@ -41,6 +41,12 @@ def shape_policy(
     return model
 
 
+def check_merge(adapter: str | Path | None, dtype: torch.dtype) -> None:
+    """ValueError for a dtype that would round away an adapter that is to be merged."""
+    if adapter and dtype != torch.float32:
+        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
+
+
 def fill_policy(
     model: Transformer,
     folder: str | Path | None,
@@ -57,8 +63,7 @@ def fill_policy(
     is merged into them; the policy's own begins at zero. Raises ValueError for a dtype that would
     round the merged adapter away.
     """
-    if adapter and dtype != torch.float32:
-        raise ValueError(f"--adapter needs --dtype float32 to be merged exactly, got {dtype}")
+    check_merge(adapter, dtype)
     merged = read_scaled(model, adapter) if adapter else {}
     shard(model, device, dtype, replicas, cpu_offload)
     allocate(model, "cpu" if cpu_offload else device)

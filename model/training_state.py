@@ -27,12 +27,13 @@ from model.parallel import any_rank, gather_json, is_main, owned, shard_place, s
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 LARGEST_WORLD = 2**20  # shards of a model, at most
 # what may change between the parts of a run: nothing of it changes a number,
-FREE = ("resume", "inexact_resume", "out_dir", "save_every", "keep", "eval_every", "sample_prompts",
-        "activation_checkpointing", "keep_every", "plan", "world_size")  # fmt: skip
+FREE = ("resume", "inexact_resume", "out_dir", "reference_cache", "save_every", "keep",
+        "eval_every", "sample_prompts", "activation_checkpointing", "keep_every", "plan",
+        "world_size")  # fmt: skip
 # and what changes the last bits alone, with --inexact_resume
 ROUNDING = ("device", "micro_batch_tokens", "head_kernel", "head_workspace_mib", "compile",
             "replicas", "cpu_offload", "number of ranks", "number of threads",
-            "version of torch")  # fmt: skip
+            "version of torch", "kind of device")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,6 +162,23 @@ def load_training_state(
         read_shards(files[:1], shapes[:1], f"{name}/{STATE[0]}", count)
         optimizer.state[parameter][STATE[0]] = count[0].to(parameter.device)  # fused: beside it
     return step
+
+
+def refuse_other_run(folder: Path, identity: dict[str, Any], inexact: bool = False) -> None:
+    """ValueError where a run folder is not of this run, before anything is computed for it.
+
+    The newest checkpoint says what the run depends on; where there is none, its config.json does.
+    """
+    newest, now = next(iter(checkpoints(folder)), None), identity
+    try:
+        if newest is not None:
+            then = read_state(newest / "state.json")[2]
+        else:
+            flags = read_json(folder / "config.json")
+            then, now = ({n: some[n] for n in flags.keys() & now} for some in (flags, now))
+    except (OSError, ValueError):  # torn, or no run: said where it is to be read
+        return
+    refuse_changes(newest or folder, then, now, inexact)
 
 
 def load_trained(checkpoint: Path, model: nn.Module) -> int:

@@ -25,6 +25,7 @@ from model.adapter import load_policy
 from model.checkpoint import load_model
 from model.config import parse_config
 from model.logbook import read_records
+from model.run import write_run_config
 from tests.conftest import ROOT
 from tests.test_transformer import random_pairs, save_witness
 from train import TrainConfig, build_policy, check_config, learning_rate
@@ -315,6 +316,40 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(folder, monkeypatc
     assert [r.get("loss") for r in again] == [r.get("loss") for r in records]
 
 
+def test_a_run_without_a_checkpoint_is_still_that_run(folder):
+    """Killed before its first checkpoint, it begins again, and no other run in its place."""
+    _, records = run(settings(folder), pairs_of())
+    write_run_config(settings(folder), folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints")
+    with pytest.raises(ValueError, match=r"run belongs to another run: --beta was 0.1, is 0.3"):
+        run(settings(folder, resume=True, beta=0.3), pairs_of())
+    assert read_records(folder / "run" / "metrics.jsonl") == records
+    _, again = run(settings(folder, resume=True), pairs_of())
+    assert [r["loss"] for r in again] == [r["loss"] for r in records]
+
+
+def test_an_evaluation_that_a_kill_has_cost_is_made_up_for(folder, monkeypatch):
+    """The checkpoint of step 2 is written before its evaluation, in which the run dies."""
+    pairs, evaluate = pairs_of(), train.evaluate
+    _, records = run(settings(folder, out_dir=str(folder / "a"), eval_every=2), pairs, pairs)
+
+    def die(*args):
+        if args[4] == 2:
+            raise KeyboardInterrupt
+        evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", die)
+    config = settings(folder, out_dir=str(folder / "b"), eval_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, pairs, pairs)
+    monkeypatch.undo()
+    for _ in range(2):  # the second has nothing left to do
+        _, again = run(dataclasses.replace(config, resume=True), pairs, pairs)
+        assert [r["step"] for r in again] == [r["step"] for r in records]
+        assert [r.get("eval/loss") for r in again] == [r.get("eval/loss") for r in records]
+    assert [r["step"] for r in again if "eval/loss" in r] == [0, 2, 4, 5]
+
+
 def test_resume_refuses_another_configuration_or_other_data(folder):
     run(settings(folder), pairs_of())
     with pytest.raises(ValueError, match=r"belongs to another run: data \(token ids\) was"):
@@ -334,6 +369,8 @@ def test_resume_refuses_another_configuration_or_other_data(folder):
         run(config, pairs_of())
     with pytest.raises(FileNotFoundError, match="--resume expects a whole checkpoint in"):
         run(settings(folder, out_dir=str(folder / "new"), resume=True), pairs_of())
+    with pytest.raises(ValueError, match=r"held-out data \(token ids\) was"):
+        run(settings(folder, resume=True), pairs_of(), pairs_of(3))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(folder):
@@ -459,6 +496,17 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, monkeypatch):
 # small parts
 
 
+def test_how_to_go_on_names_the_ranks(monkeypatch):
+    command = "train.py --config 'runs/a b/config.json' --resume"
+    assert train.resume_command(Path("runs/a b")) == f"python {command}"
+    monkeypatch.setattr(train.parallel, "world_size", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert train.resume_command(Path("runs/a b")) == f"torchrun --nproc_per_node=16 {command}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    nodes = "torchrun --nnodes=2 --nproc_per_node=8"
+    assert train.resume_command(Path("runs/a b")) == f"{nodes} {command}"
+
+
 def test_learning_rates_by_hand():
     """Two steps of warm-up to 1, then down to 0 over eight: linear 1, 7/8, ...; cosine half way."""
     make = lambda name: TrainConfig(schedule=name, warmup_steps=2, learning_rate=1.0)  # noqa: E731
@@ -502,6 +550,16 @@ def test_learning_rates_by_hand():
         ("--world_size 8", "--world_size is for --plan"),
         ("--plan --world_size 6 --replicas 4", "--replicas expects a divisor of 6 ranks, got 4"),
         ("--label_noise 1.5", r"--label_noise expects a share in \[0, 1\)"),
+        ("--init a/config.json --adapter b", "--adapter has no meaning beside --init"),
+        ("--init a/config.json --model b", "--model has no meaning beside --init"),
+        ("--objective sft --alpha 9", "--alpha has no meaning for --objective sft"),
+        ("--lora_rank 0 --reference cached --lora_alpha 5", "--lora_alpha has no meaning with"),
+        ("--keep_every 2", "--keep_every has no meaning without --activation_checkpointing"),
+        ("--lora_targets q_proj nonsense", "--lora_targets expects some of q_proj k_proj"),
+        ("--lora_rank 1000000000", "--lora_rank expects 32768 or less"),
+        ("--warmup_steps 99999999999", "--warmup_steps expects a number below 2"),
+        ("--device abacus", "--device expects cpu, cuda or cuda:N"),
+        ("--max_length 200 --max_prompt_length 200", "less than --max_length 200"),
     ],
 )
 def test_contradictions_stop_before_anything_is_read(flags, message):
@@ -529,8 +587,6 @@ def test_a_plan_reads_no_weights_and_leaves_nothing(folder, monkeypatch, capsys)
 
 
 def test_run_folder_explains_itself(folder):
-    from model.run import write_run_config
-
     config = settings(folder)
     (folder / "run").mkdir()
     write_run_config(config, folder / "run")
