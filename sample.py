@@ -1,4 +1,4 @@
-"""Prompts in, completions out: text at the terminal, JSON lines in files and pipes.
+"""Prompts in, completions out: JSON lines, or the text alone of a single one without --out.
 
     python sample.py                                        a chat with the embedded model
     python sample.py --prompt "Tom has 3 apples ..."        one answer, as it is drawn
@@ -30,7 +30,7 @@ from typing import TextIO
 
 from torch import Tensor
 
-from data.chat import ChatFormat, Message, detect_chat_format, encode_prompt
+from data.chat import ChatFormat, Message, detect_chat_format, encode_prompt, mark_chat_format
 from data.prompts import Prompt, Replies, prompt_lines, read_prompts, text_prompt, with_system
 from data.tokenizer import REPLACEMENT, Tokenizer, load_tokenizer
 from model import parallel
@@ -74,8 +74,8 @@ def main() -> None:
     sampling = check_config(config)
     prompts = gather_prompts(config)
     tokenizer = load_tokenizer(config.model)
-    asked = None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(config.model, tokenizer, asked)
+    asked = config.chat_format, config.adapter
+    chat_format, reason = detect_chat_format(config.model, tokenizer, *asked)
     parallel.note(f"chat format: {chat_format.name} ({reason})")
     exact = "float32" if config.merge_to is not None else None  # bfloat16 rounds an adapter away
     with contextlib.redirect_stdout(sys.stderr if parallel.is_main() else sys.stdout):
@@ -84,6 +84,8 @@ def main() -> None:
     if config.merge_to is not None:
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         save_model(model, config.merge_to, tokenizer.files, **ids)
+        if parallel.is_main():
+            mark_chat_format(Path(config.merge_to), chat_format)
         parallel.note(f"merged model: {config.merge_to}")
     if prompts is None and config.merge_to is not None:
         return
@@ -320,12 +322,14 @@ def chat(sampler: Sampler) -> None:
     while (said := ask()) is not None:
         if not said.strip():
             continue
-        history.append({"role": "user", "content": said})
-        history, ids = fit(sampler, history)
+        longer = [*history, {"role": "user", "content": said}]
+        fitting, ids = fit(sampler, longer)
         if len(ids) >= sampler.positions:
             parallel.note(f"this message is longer than the model's {sampler.positions} positions")
-            history.pop()
             continue
+        if sampler.chat_format.name != "none" and len(fitting) < len(longer):
+            parallel.note("(the conversation is long: its oldest turns are forgotten)")
+        history = fitting
         answer = stream(sampler, ids, turn)
         turn += 1
         if answer.strip():
@@ -363,7 +367,6 @@ def fit(sampler: Sampler, history: list[Message]) -> tuple[list[Message], list[i
         room = sampler.positions - len(ids)
         if len(history) == 1 or room >= min(config.max_new_tokens, sampler.positions // 4):
             return history, ids
-        parallel.note("(the conversation is long: its oldest turn is forgotten)")
         history = history[2:]
 
 

@@ -154,7 +154,7 @@ def detect_chat_format(
     for folder in (Path(path), *([Path(adapter)] if adapter else [])):
         if (marker := read_config(folder).get("chat_format")) is not None:
             name, reason = marker, f"chat_format in {folder / CONFIG}"
-    if chat_format not in (None, "auto"):
+    if chat_format != "auto":
         name, reason = chat_format, "--chat_format"
     if name is not None:
         if not isinstance(name, str) or name not in CHAT_FORMATS:

@@ -335,8 +335,9 @@ def score(config: DiversityConfig, flag: str, rows: Sequence[Mapping]) -> tuple[
     """What the policy of --model or --reference finds, and SHA-256 of its weights."""
     folder = getattr(config, flag)
     device, dtype = choose_device(config.device, config.dtype)
-    texts = encode_rows(rows, folder, config.chat_format, config.system)
-    policy = load_policy(folder, config.adapter if flag == "model" else None, dtype, device)
+    adapter = config.adapter if flag == "model" else None
+    texts = encode_rows(rows, folder, config.chat_format, config.system, adapter)
+    policy = load_policy(folder, adapter, dtype, device)
     return score_texts(policy, *texts, Path(config.out) / f"{flag}.jsonl")
 
 

@@ -8,6 +8,7 @@ known exactly along a draw: the same number with less noise (Rao and Blackwell's
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from data.chat import detect_chat_format, encode_completions, encode_prompts
 from data.prompts import row_prompt, with_system
 from data.rows import read_rows
 from data.tokenizer import load_tokenizer
-from model.generate import check_prompt
+from model.generate import check_ids
 from model.logps import TokenStats
 from model.reference import hash_weights
 from model.resumable import write_rows
@@ -26,13 +27,18 @@ from model.transformer import Transformer
 
 
 def encode_rows(
-    rows: Sequence[Mapping], folder: str, chat_format: str, system: str | None
+    rows: Sequence[Mapping],
+    folder: str,
+    chat_format: str,
+    system: str | None,
+    adapter: str | None = None,
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Token ids of the prompts of samples rows, and of the completions of each.
 
-    folder: with the tokenizer; chat_format: a name, or auto; system: message before prompts that
-    have none. A completion that was cut by its limit has no end-of-turn token. The ids are those of
-    the texts: what was drawn may have been written with other tokens.
+    folder: with the tokenizer; chat_format: a name, or auto, that of the adapter's training before
+    the folder's; system: message before prompts that have none. A completion that was cut by its
+    limit has no end-of-turn token. The ids are those of the texts: what was drawn may have been
+    written with other tokens.
     """
     for row in rows:
         if "prompt" not in row:
@@ -41,8 +47,7 @@ def encode_rows(
                 "sample.py --out writes it"
             )
     tokenizer = load_tokenizer(folder)
-    asked = None if chat_format == "auto" else chat_format
-    found, reason = detect_chat_format(folder, tokenizer, asked)
+    found, reason = detect_chat_format(folder, tokenizer, chat_format, adapter)
     print(f"{folder}: chat format {found.name} ({reason})")
     messages = [with_system(row_prompt(row, row["where"]), system).messages for row in rows]
     prompts, completions = encode_prompts(messages, found, tokenizer), []
@@ -67,7 +72,8 @@ def score_texts(
     the completions of a prompt. Raises ValueError where the policy has no room for them.
     """
     for i, (prompt, some) in enumerate(zip(prompts, completions, strict=True)):
-        check_prompt(policy, prompt + max(some, key=len)[:-1], f"{out.name}, row {i}")
+        check_room(policy, len(prompt), max(map(len, some)), i)
+        check_ids(policy, [*prompt, *chain(*some)], f"--samples, row {i}")
     weights = hash_weights(policy, adapters=True)
     digest = hashlib.sha256(json.dumps([prompts, completions]).encode()).hexdigest()
 
@@ -80,6 +86,17 @@ def score_texts(
 
     write_rows(out, {"weights": weights, "texts": digest}, len(prompts), make, policy)
     return [row for _, row in read_rows(out)], weights
+
+
+def check_room(policy: Transformer, prompt: int, longest: int, row: int) -> None:
+    """ValueError where the positions end before so many tokens of a row's prompt and completion."""
+    positions = policy.config.max_position_embeddings
+    if prompt + longest > positions:
+        raise ValueError(
+            f"--samples, row {row}: a prompt of {prompt} tokens and a completion of {longest} do "
+            f"not fit the model's {positions} positions; draw shorter completions, or score with a "
+            "model that has room"
+        )
 
 
 def describe_stats(found: Sequence[TokenStats]) -> dict[str, list]:

@@ -8,7 +8,8 @@
 OUT gets questions.jsonl, `{"index", "messages"}`, what is asked; and judgements.jsonl, `{"index",
 "question": SHA-256 of the messages, "model", "finish_reason", "text"}`, a row appended as soon as
 it is there: the same command goes on where it was stopped, and asks nothing twice. Judgements made
-elsewhere need `index` and `text`; those with a `question` have to be of the same.
+elsewhere need `index` and `text`; those with a `question` have to be of the same. A local judge
+whose chat format has no system message finds the instructions at the top of the user's.
 """
 
 import hashlib
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from data.chat import Message, detect_chat_format, encode_prompts
+from data.chat import ChatFormat, Message, detect_chat_format, encode_prompts
 from data.prompts import Replies, row_prompt
 from data.rows import check_text, read_rows
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 from eval.endpoint import Endpoint, Reply, ask_many, check_key, check_url
 from eval.results import Metrics, read_baseline, read_results, report
 from model import parallel
@@ -34,6 +36,7 @@ from model.resumable import write_rows
 from model.run import choose_device, write_text
 from model.samples import Drawing, complete, describe
 from model.sampling import Sampling
+from model.transformer import Transformer
 
 Question = Sequence[Message]
 
@@ -46,6 +49,7 @@ class JudgeConfig:
     judge_model: str | None = None  # folder with a local chat model that judges
     judge_url: str | None = None  # OpenAI-compatible endpoint that judges: https://HOST/v1
     judge_name: str | None = None  # what the endpoint calls the model
+    judge_chat_format: str = "auto"  # of --judge_model; auto: detected from the checkpoint
     judge_key_variable: str | None = "OPENAI_API_KEY"  # environment variable with its key
     judge_temperature: float | None = 0.0  # 0 is greedy; none leaves it to the endpoint
     judge_max_tokens: int | None = 4096  # of a judgement; none leaves it to the endpoint
@@ -87,6 +91,8 @@ def check_config(config: JudgeConfig) -> None:
         raise ValueError("--judge_name is for --judge_url, the endpoint that has the model")
     if config.judge_model is not None:
         check_local(config)
+    elif config.judge_chat_format != "auto":
+        raise ValueError("--judge_chat_format is for --judge_model, the checkpoint that judges")
 
 
 def check_local(config: JudgeConfig) -> None:
@@ -144,6 +150,9 @@ def digest(value: object) -> str:
 
 
 def write_questions(out: Path, questions: Sequence[Question]) -> None:
+    """questions.jsonl; by the first rank alone."""
+    if not parallel.is_main():
+        return
     out.mkdir(parents=True, exist_ok=True)
     rows = ({"index": i, "messages": list(question)} for i, question in enumerate(questions))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -159,14 +168,13 @@ def judge(config: JudgeConfig, questions: Sequence[Question]) -> list[dict]:
     if config.judgements is not None:
         return read_judgements(Path(config.judgements), questions) if parallel.is_main() else []
     out = Path(config.out)
-    if parallel.is_main():
-        write_questions(out, questions)
     file = out / "judgements.jsonl"
     if config.judge_model is not None:
         ask_local(config, questions, file)
     elif config.judge_url is not None:
         ask_remote(config, questions, file)
     else:
+        write_questions(out, questions)
         raise ValueError(
             f"expected --judge_model or --judge_url, got no judge; what it would be asked is in "
             f"{out / 'questions.jsonl'}: answered elsewhere, pass --judgements FILE"
@@ -196,14 +204,30 @@ def read_judgements(path: Path, questions: Sequence[Question]) -> list[dict]:
     return [found[index] for index in range(len(questions))]
 
 
+def write_judgements(
+    out: Path,
+    settings: Mapping[str, Any],
+    questions: Sequence[Question],
+    make: Callable[[list[int]], Iterator[tuple[int, dict]]],
+    model: Transformer | None = None,
+) -> None:
+    """`write_rows`, and questions.jsonl beside them as soon as it is known that they belong."""
+
+    def make_rows(own: list[int]) -> Iterator[tuple[int, dict]]:
+        write_questions(out.parent, questions)
+        yield from make(own)
+
+    write_rows(out, settings, len(questions), make_rows, model)
+
+
 def ask_local(config: JudgeConfig, questions: Sequence[Question], out: Path) -> None:
     """The judgements of a local model into the file `out`."""
     device, dtype = choose_device(config.device, config.dtype)
     tokenizer = load_tokenizer(config.judge_model)
-    chat_format, reason = detect_chat_format(config.judge_model, tokenizer)
-    print(f"chat format: {chat_format.name} ({reason})")
+    chat_format = judge_chat_format(config, tokenizer)
     model = load_policy(config.judge_model, None, dtype, device, config.shard)
-    prompts = encode_prompts(questions, chat_format, tokenizer)
+    asked = [fold_system(question, chat_format) for question in questions]
+    prompts = encode_prompts(asked, chat_format, tokenizer)
     for i, prompt in enumerate(prompts):
         check_prompt(model, prompt, f"question {i}")
     replies = Replies(chat_format, tokenizer)
@@ -218,7 +242,27 @@ def ask_local(config: JudgeConfig, questions: Sequence[Question], out: Path) -> 
             )
             yield index, judgement_row(questions[index], reply)
 
-    write_rows(out, describe(model, prompts, drawing, None), len(prompts), make, model)
+    write_judgements(out, describe(model, prompts, drawing, None), questions, make, model)
+
+
+def judge_chat_format(config: JudgeConfig, tokenizer: Tokenizer) -> ChatFormat:
+    """The format of --judge_model, printed; a ValueError names the flag as it is called here."""
+    asked = config.judge_chat_format
+    try:
+        found, reason = detect_chat_format(config.judge_model, tokenizer, asked)
+    except ValueError as error:
+        message = str(error).replace("--chat_format", "--judge_chat_format")
+        raise ValueError(message) from None
+    print(f"chat format: {found.name} ({reason.replace('--chat_format', '--judge_chat_format')})")
+    return found
+
+
+def fold_system(question: Question, chat_format: ChatFormat) -> Question:
+    """The question, its instructions in the user's message where the format has no other place."""
+    if chat_format.system or chat_format.system_in_user or question[0]["role"] != "system":
+        return question
+    system, user, *others = question
+    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *others]
 
 
 def ask_remote(config: JudgeConfig, questions: Sequence[Question], out: Path) -> None:
@@ -245,7 +289,7 @@ def ask_remote(config: JudgeConfig, questions: Sequence[Question], out: Path) ->
             kept = f"what came is in {out}; the same command goes on"
             raise type(error)(f"{error}\n{kept}") from None
 
-    write_rows(out, settings, len(questions), make)
+    write_judgements(out, settings, questions, make)
 
 
 def endpoint_of(config: JudgeConfig) -> Endpoint:
@@ -324,7 +368,7 @@ def report_judged(
         before = read_results(Path(config.baseline))[1]
         left_out |= unknown(before)
         baseline = metrics_of(before, left_out)
-    judges = sorted({str(judgement["model"]) for judgement in judgements})
+    judges = sorted({str(judgement["model"] or "unknown") for judgement in judgements})
     settings = dict(settings) | {"judges": judges, "left_out": len(left_out)}
     print(f"judged by {', '.join(judges)}; {len(left_out)} of {len(items)} prompts left out")
     if cut := sum(judgement["finish_reason"] == "length" for judgement in judgements):

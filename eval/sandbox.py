@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy
 
 from eval.jail import from_literal, to_literal
+from model.parallel import says_first
 
 JAIL = Path(__file__).with_name("jail.py")
 NOBODY = 65534  # whom root becomes
@@ -58,12 +59,13 @@ def open_sandbox(time_limit: float, memory_limit_mb: int) -> Sandbox:
     limited = "memory, time and file size"
     if user != "user 0":  # the kernel counts no processes of root's
         limited = "memory, time, file size and the number of processes"
-    print(
+    warning = (
         f"WARNING: generated code is NOT CONTAINED on this machine. As {user}, it can use the "
         f"network, read and write that user's files, and reach that user's processes, those that "
-        f"judge it among them; only {limited} are limited. The reason: {reason}",
-        file=sys.stderr,
+        f"judge it among them; only {limited} are limited. The reason: {reason}"
     )
+    if says_first(warning):
+        print(warning, file=sys.stderr)
     return sandbox
 
 

@@ -66,6 +66,7 @@ def generate(
     find_stop: Callable[[list[int]], bool] | None = None,
     on_tokens: Callable[[list[int], Tensor], object] | None = None,
     cache_bytes: int = 10**9,
+    name: Callable[[int], str] = "completion {}".format,
 ) -> Iterator[tuple[int, Completion]]:
     """(i, completion) for each (prompt, seed), as they finish.
 
@@ -75,8 +76,8 @@ def generate(
     with the first token for which this is true. on_tokens: called at each step with which
     completions drew a token, and the tokens; a completion may draw up to STOP_EVERY tokens more
     than it keeps, or be drawn again from its beginning. cache_bytes: budget for keys and values;
-    it changes speed and memory, never a result. A completion ends with reason "length" at
-    max_new_tokens or at the model's last position.
+    it changes speed and memory, never a result. name: what errors call the i-th completion. A
+    completion ends with reason "length" at max_new_tokens or at the model's last position.
     Raises ValueError for a prompt that is empty or leaves no position for a completion, and for
     logits that are not finite.
     """
@@ -84,12 +85,12 @@ def generate(
     if max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens expects 1 or more, got {max_new_tokens}")
     for i, prompt in enumerate(prompts):
-        check_prompt(model, prompt, f"prompt {i}")
+        check_prompt(model, prompt, name(i))
     if not prompts:
         return
     positions = model.config.max_position_embeddings
     limits = [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
-    batch = Batch(model, prompts, seeds, limits, sampling, stop_ids, find_stop, cache_bytes)
+    batch = Batch(model, prompts, seeds, limits, sampling, stop_ids, find_stop, cache_bytes, name)
     while batch.rows or batch.queue:
         with torch.inference_mode():
             drawn = batch.step()
@@ -104,17 +105,22 @@ def check_prompt(model: Transformer, prompt: list[int], where: str) -> None:
     """ValueError, naming `where` the prompt is from, if the model cannot take and continue it."""
     if not prompt:
         raise ValueError(f"{where}: expected at least one token, got an empty prompt")
-    vocab_size = model.config.vocab_size
-    if max(prompt) >= vocab_size:
-        raise ValueError(
-            f"{where}: token {max(prompt)} is outside the model's vocabulary of {vocab_size}; "
-            "is the tokenizer that of the model?"
-        )
+    check_ids(model, prompt, where)
     positions = model.config.max_position_embeddings
     if len(prompt) >= positions:
         raise ValueError(
             f"{where}: {len(prompt)} tokens leave no room for a completion within the model's "
             f"{positions} positions; shorten the prompt"
+        )
+
+
+def check_ids(model: Transformer, ids: list[int], where: str) -> None:
+    """ValueError, naming `where` the ids are from, for one that the model has no embedding of."""
+    vocab_size = model.config.vocab_size
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"{where}: token {max(ids)} is outside the model's vocabulary of {vocab_size}; "
+            "is the tokenizer that of the model?"
         )
 
 
@@ -135,9 +141,10 @@ class Batch:
         stop_ids: Sequence[int],
         find_stop: Callable[[list[int]], bool] | None,
         cache_bytes: int,
+        name: Callable[[int], str],
     ) -> None:
-        self.model, self.prompts, self.sampling, self.find_stop = (
-            model, prompts, sampling, find_stop,
+        self.model, self.prompts, self.sampling, self.find_stop, self.name = (
+            model, prompts, sampling, find_stop, name,
         )  # fmt: skip
         self.queue = deque(range(len(prompts)))  # completions that wait, in order
         self.cache = model.new_cache(pages=pool_size(model, prompts, limits, cache_bytes))
@@ -181,7 +188,7 @@ class Batch:
         tokens, logps = sample_next_token(logits, self.sampling, self.seeds[rows], counts)
         if not logps.isfinite().all():
             b = int((~logps.isfinite()).nonzero()[0])
-            where = f"prompt {self.indices[rows.start + b]}, new token {int(counts[b])}"
+            where = f"{self.name(self.indices[rows.start + b])}, new token {int(counts[b])}"
             raise ValueError(f"{where}: the logits are not finite; try --dtype float32")
         self.ids[rows].scatter_(1, counts[:, None], tokens[:, None])
         self.logps[rows].scatter_(1, counts[:, None], logps[:, None])

@@ -2,20 +2,21 @@
 
 Beside FILE stands FILE.settings.json with all that its rows depend on: the same command goes on
 where it was stopped, and another one is refused. While ranks write, each has FILE.rank-R; at the
-end FILE holds all rows, in order of their index.
+end FILE holds all rows, in order of their index. While a command writes, its first rank holds
+FILE.lock, and a second command is refused, even the same one; a kill leaves the lock free.
 """
 
 import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from model import parallel
-from model.run import write_text
+from model.run import hold, write_text
 
 
 def write_rows(
@@ -29,12 +30,27 @@ def write_rows(
 
     settings: JSON, all that the rows depend on; make: indices of rows that are missing -> (index,
     row) of each, in any order; model: what `make` calls, where it may be sharded. A row is on the
-    disk when the next one is asked for. Raises ValueError where `out` holds rows of other settings;
-    Ctrl-C ends with a message and code 130.
+    disk when the next one is asked for. Raises ValueError where `out` holds rows of other settings,
+    where another command is writing it, and where rows are missing at the end; Ctrl-C ends with a
+    message and code 130.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
-    done = take_up(out, settings, count)
+    with only_writer(out) if parallel.is_main() else nullcontext():
+        write_missing(out, take_up(out, settings, count), count, make, model)
+        parallel.any_rank(False)  # all have written
+        if parallel.is_main():
+            check_whole(out, join_parts(out), count)
+
+
+def write_missing(
+    out: Path,
+    done: set[int],
+    count: int,
+    make: Callable[[list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
+    model: nn.Module | None,
+) -> None:
+    """This rank's share of the rows that are not done, into its file."""
     missing = [index for index in range(count) if index not in done]
     own = [missing[i] for i in parallel.share(len(missing))]
     lockstep = nullcontext() if model is None else parallel.in_lockstep(model)
@@ -50,9 +66,27 @@ def write_rows(
                 stand = f"{len(done) + written} of {count} rows"
                 parallel.note(f"\nstopped: {stand} are in {out}; the same command goes on")
             raise SystemExit(130) from None
-    parallel.any_rank(False)  # all have written
-    if parallel.is_main():
-        join_parts(out)
+
+
+def check_whole(out: Path, indices: list[int], count: int) -> None:
+    """ValueError for rows that are missing when all have been written."""
+    missing = sorted({*range(count)} - {*indices})
+    if missing:
+        raise ValueError(
+            f"{out}: {len(missing)} of {count} rows are missing, the first is {missing[0]}; was it "
+            "changed while it was written? The same command makes them"
+        )
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Inside, no other command writes rows into `out`; ValueError where one does already."""
+    path = out.with_name(out.name + ".lock")
+    with hold(path, str(out), "file"):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -34,24 +34,32 @@ from model.parallel import (
 PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run `main` on every rank; a user's mistake ends with one message and exit code 2."""
+def run_main(
+    main: Callable[[], None],
+    spare: str = "Lower --cache_gb, or pass --shard under torchrun, where the command has them",
+    go_on: str = "What was written is whole: the same command goes on",
+) -> None:
+    """Run `main` on every rank; a user's mistake ends with one message and exit code 2.
+
+    spare: what to do where memory does not suffice; go_on: where another rank has ended.
+    """
     try:
-        run_guarded(main)
+        run_guarded(main, spare, go_on)
     except SystemExit as end:
         end_rank(end.code)  # a number: see `fail`
         raise
     end_rank(0)
 
 
-def run_guarded(main: Callable[[], None]) -> None:
+def run_guarded(main: Callable[[], None], spare: str, go_on: str) -> None:
     """SystemExit with a message instead of what a user's mistake raises."""
     try:
         init_distributed()
         main()
         end_distributed()
-    except BrokenPipeError:  # the reader of our output has gone (`| head`): nothing is wrong
+    except BrokenPipeError:  # the reader of our output has gone (`| head`)
         sys.stderr.close()
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         if says_first("interrupted"):
             print("interrupted", file=sys.stderr)
@@ -59,12 +67,11 @@ def run_guarded(main: Callable[[], None]) -> None:
     except (ValueError, OSError, ImportError) as error:
         fail(str(error), 2)
     except torch.OutOfMemoryError as error:
-        fail(f"{error}\nLower --micro_batch_tokens, or pass --activation_checkpointing", 2)
+        fail(f"{error}\n{spare}", 2)
     except RuntimeError as error:
         if not lost_rank(error):
             raise
-        fail("another rank has ended; what it was stands above. The newest checkpoint is whole: "
-             "start again with --resume", 3)  # fmt: skip
+        fail(f"another rank has ended; what it was stands above. {go_on}", 3)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -147,21 +154,29 @@ def write_text(file: Path, text: str) -> None:
 
 
 def lock(out_dir: Path, resume: bool = False) -> TextIO:
-    """Keep other runs out of a run folder as long as the file that this returns is open.
+    """`hold` for a run folder; ValueError also where another run has had it meanwhile."""
+    file = hold(out_dir / ".lock", f"--out_dir {out_dir}", "folder")
+    refuse_run(out_dir, resume)
+    return file
 
-    Raises ValueError where another run has it, or has had it meanwhile; a run that has died leaves
-    it free.
+
+def hold(path: Path, what: str, kind: str) -> TextIO:
+    """Keep other runs from `what`, a file or a folder, as long as the file this returns is open.
+
+    Raises ValueError where another run has it; a run that has died leaves it free.
     """
-    file = (out_dir / ".lock").open("a+")
+    file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise ValueError(
-            f"--out_dir {out_dir} is in use by another run ({file.read().strip()}); pass another "
-            "folder, or wait until that one has ended"
+            f"{what} is in use by another run ({file.read().strip()}); pass another {kind}, or "
+            "wait until that one has ended"
         ) from None
-    refuse_run(out_dir, resume)
+    if not os.fstat(file.fileno()).st_nlink:  # who had it has just ended, and removed it
+        file.close()
+        return hold(path, what, kind)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -92,6 +92,7 @@ def complete(
             find_stop,
             lambda rows, _: bar.update(len(rows)),
             cache_bytes,
+            lambda i: f"prompt {own[i // n]}, completion {i % n}",
         )
         for i, completion in drawn:
             completions = grown.setdefault(i // n, [None] * n)

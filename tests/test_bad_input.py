@@ -194,7 +194,7 @@ def test_nothing_that_is_there_is_overwritten(fails, model, tmp_path):
         ("--max_length 64 --max_prompt_length 64", "--max_prompt_length expects less than"),
         ("--lora_rank 0", "pass --reference cached"),
         ("--lora_rank -1", "--lora_rank expects 0 or more"),
-        ("--device abacus", "--device abacus cannot be used"),
+        ("--device abacus", "--device expects cpu, cuda or cuda:N"),
         ("--dtype float8", "--dtype expects float32 or bfloat16"),
         ("--resume", "--resume expects"),
         ("--config nowhere.json", "nowhere.json"),

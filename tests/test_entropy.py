@@ -144,9 +144,17 @@ def test_what_cannot_be_scored_is_named(policy, tmp_path: Path) -> None:
         ValueError, match=r"samples.jsonl:1: --model and --reference need the `prom"
     ):
         encode_rows([row], TINY, "auto", None)
-    texts = encode_rows([{**row, "prompt": "a " * 300}], TINY, "auto", None)
-    with pytest.raises(ValueError, match=r"scored.jsonl, row 0: .*256"):
-        score_texts(policy, *texts, tmp_path / "scored.jsonl")
+    positions = policy.config.max_position_embeddings
+    fits, longer = [[[5] * 9, [7] * (positions - 10 + more)] for more in (0, 1)]
+    score_texts(policy, [[5] * 10], [fits], tmp_path / "fits.jsonl")
+    message = (
+        f"--samples, row 1: a prompt of 10 tokens and a completion of {positions - 9} do not fit "
+        f"the model's {positions} positions; draw shorter completions"
+    )
+    with pytest.raises(ValueError, match=message):
+        score_texts(policy, [[5], [5] * 10], [[[7]], longer], tmp_path / "scored.jsonl")
+    with pytest.raises(ValueError, match="--samples, row 0: token 9999 is outside the model's voc"):
+        score_texts(policy, [[5]], [[[7, 8], [9999]]], tmp_path / "scored.jsonl")
 
 
 def test_agreement_by_hand(capsys) -> None:

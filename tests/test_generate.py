@@ -235,7 +235,7 @@ def test_front_rows_by_hand():
 @pytest.mark.parametrize(
     "prompt, max_new_tokens, message",
     [
-        ([], 5, "prompt 0: expected at least one token"),
+        ([], 5, "completion 0: expected at least one token"),
         ([1], 0, "--max_new_tokens expects 1 or more"),
         ([1] * 400, 5, "400 tokens leave no room for a completion within the model's 400 pos"),
         ([77], 5, "token 77 is outside the model's vocabulary of 77"),
@@ -258,8 +258,23 @@ def test_the_last_position_ends_a_completion():
 def test_logits_that_are_not_finite_are_an_error(temperature):
     model = random_model()
     model.lm_head.weight.data[3] = math.nan
-    with pytest.raises(ValueError, match="prompt 0, new token 0: the logits are not finite"):
+    with pytest.raises(ValueError, match=r"^completion 0, new token 0: the logits are not finite"):
         complete(model, [[1]], [0], 5, Sampling(temperature))
+
+
+def test_errors_name_a_completion_as_the_caller_does():
+    """Four completions of each prompt; token 7, which the third prompt alone has, is broken."""
+    model = random_model()
+    model.embed_tokens.weight.data[7] = math.nan
+    prompts = [prompt for prompt in ([1], [2], [7]) for _ in range(4)]
+    with pytest.raises(ValueError, match=r"^completion 8, new token 0: the logits are not finite"):
+        list(generate(model, prompts, range(12), 1))
+    name = "prompt {0[0]}, completion {0[1]}".format
+    drawn = generate(model, prompts, range(12), 1, name=lambda i: name(divmod(i, 4)))
+    with pytest.raises(ValueError, match=r"^prompt 2, completion 0, new token 0: the logits"):
+        list(drawn)
+    with pytest.raises(ValueError, match=r"^row 1: expected at least one token"):
+        list(generate(model, [[1], []], [0, 1], 1, name="row {}".format))
 
 
 def test_no_prompts_no_completions():

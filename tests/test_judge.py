@@ -7,6 +7,7 @@ python -m pytest tests/test_judge.py
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,6 +314,44 @@ def test_a_local_judge(config):
         judge.judge(replace(config, out=config.out + "2"), long)
 
 
+def test_a_local_judge_reads_its_instructions_in_any_format(config, tmp_path, monkeypatch):
+    """Format plain has no system message, zephyr has one."""
+    question = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "a or b?"}]
+    config = replace(config, judge_name=None, judge_model=TINY, judge_max_tokens=2, device="cpu")
+    shown = {"plain": "Human: Judge.\n\na or b?\n\nAssistant:",
+             "zephyr": "<|system|>\nJudge."}  # fmt: skip
+    asked = []
+    drawn = judge.complete
+    monkeypatch.setattr(judge, "complete", lambda m, p, *a: asked.append(p[0]) or drawn(m, p, *a))
+    for name, text in shown.items():
+        judge.judge(replace(config, judge_chat_format=name, out=str(tmp_path / name)), [question])
+        assert text in judge.load_tokenizer(TINY).decode(asked[-1])
+
+
+def test_a_template_that_is_not_known_asks_for_our_flag(config, tmp_path, capsys):
+    """--judge_chat_format, which then takes the template's place."""
+    folder = tmp_path / "judge"
+    shutil.copytree(TINY, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    config = replace(config, judge_name=None, judge_model=str(folder), device="cpu")
+    with pytest.raises(ValueError, match=r"does not know; pass --judge_chat_format with the form"):
+        judge.judge(config, QUESTIONS)
+    assert not Path(config.out).exists()
+    judge.judge(replace(config, judge_chat_format="zephyr", judge_max_tokens=2), QUESTIONS[:1])
+    assert "chat format: zephyr (--judge_chat_format)" in capsys.readouterr().out
+
+
+def test_questions_stay_those_of_the_judgements(config):
+    """Fewer of them in the same folder are refused, and nothing there changes."""
+    with serve(number) as server:
+        config = replace(config, judge_url=server.url)
+        judge.judge(config, QUESTIONS)
+        before = (Path(config.out) / "questions.jsonl").read_bytes()
+        with pytest.raises(ValueError, match="made otherwise"):
+            judge.judge(config, QUESTIONS[:2])
+    assert (Path(config.out) / "questions.jsonl").read_bytes() == before
+
+
 def test_a_file_of_judgements(config, tmp_path):
     """Made elsewhere: in any order, more than are asked for, with or without their question."""
     rows = [{"index": i, "text": str(i + 1)} for i in range(7)][::-1]
@@ -367,6 +406,7 @@ def test_without_a_judge_the_questions_are_there(config):
         ({"judge_url": "host"}, "--judge_url expects http"),
         ({"judge_name": None}, "--judge_url needs --judge_name"),
         ({"judge_url": None}, "--judge_name is for --judge_url"),
+        ({"judge_chat_format": "plain"}, "--judge_chat_format is for --judge_model"),
         ({"judge_key_variable": "MY_KEY"}, "the environment variable MY_KEY is not set"),
         ({"judge_url": None, "judge_name": None, "judge_model": "no"}, "--judge_model expects a f"),
         (
@@ -453,6 +493,15 @@ def test_prompts_unknown_here_or_there_are_left_out_of_both(config, tmp_path):
     assert summary["metrics"]["x"]["value"] == pytest.approx(0.15)
     assert summary["metrics"]["x - baseline"]["value"] == pytest.approx(-0.5)
     assert (summary["settings"]["left_out"], summary["settings"]["judges"]) == (2, ["m"])
+
+
+def test_a_judge_without_a_name_is_unknown(config, capsys):
+    said = [{"model": name, "finish_reason": None} for name in ("m", None)]
+    items = [{"index": i, "known": True, "x": 0.5} for i in range(2)]
+    report_judged(config, "t", {"data_sha256": "d"}, said, items, metrics_of)
+    assert "judged by m, unknown;" in capsys.readouterr().out
+    summary = json.loads((Path(config.out) / "summary.json").read_text())
+    assert summary["settings"]["judges"] == ["m", "unknown"]
 
 
 @pytest.mark.parametrize(

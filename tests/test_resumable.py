@@ -4,15 +4,21 @@ A row's text has ends of line that only some readers see, and letters of two and
 pytest tests/test_resumable.py; with kill -9 and torchrun, python -m tests.kill_samples
 """
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from data.rows import read_rows
 from model import parallel
 from model.resumable import join_parts, write_rows
+from model.run import hold
 
 COUNT = 5
 SETTINGS = {"seed": 3, "stop": ("a", "b"), "nested": {"ids": (1, 2)}, "adapter": None}
@@ -174,6 +180,79 @@ def test_more_rows_go_on_and_fewer_leave_those_that_are_there(out, whole, capsys
 
 
 # ------------------------------------------------------------------------------------------------
+# two commands
+
+
+def test_a_second_command_is_refused_while_one_writes(out, whole):
+    """It comes behind row 2: the first goes on, unharmed, and leaves no lock."""
+
+    def make(own: list[int]) -> Iterator[tuple[int, dict]]:
+        for index in own:
+            if index == 3:
+                who = rf"rows\.jsonl is in use by another run \(process {os.getpid()} on .*\)"
+                with pytest.raises(ValueError, match=f"{who}; pass another file, or wait until"):
+                    write(out)
+            yield index, row_of(index)
+
+    write_rows(out, SETTINGS, COUNT, make)
+    assert out.read_bytes() == whole
+    assert names(out) == ["rows.jsonl", "rows.jsonl.settings.json"]
+
+
+def test_a_command_that_was_killed_leaves_the_file_free(out, whole):
+    """Held by another process until kill -9: refused before, taken up behind it."""
+    write(out, count=2)
+    lock = out.with_name("rows.jsonl.lock")
+    script = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); print('process 7', file=file); "
+        "fcntl.flock(file, fcntl.LOCK_EX); file.flush(); print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match=r"in use by another run \(process 7\)"):
+            write(out)
+        process.kill()
+    assert lock.exists()
+    assert write(out) == [2, 3, 4] and out.read_bytes() == whole
+    assert names(out) == ["rows.jsonl", "rows.jsonl.settings.json"]
+
+
+def test_a_lock_that_was_removed_meanwhile_holds_nothing(tmp_path, monkeypatch):
+    """Opened before its holder ends, locked behind that: the lock is taken on a file that is there.
+
+    A third command finds it.
+    """
+    path, opened, flock = tmp_path / "lock", [], fcntl.flock
+
+    def late(file: TextIO, how: int) -> None:
+        opened.append(file)
+        if len(opened) == 1:
+            path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with hold(path, "it", "file"):
+        assert len(opened) == 2 and path.exists()
+        with pytest.raises(ValueError, match="it is in use by another run"):
+            hold(path, "it", "file")
+
+
+def test_rows_that_are_missing_in_the_end_are_an_error(out, whole):
+    """The file is replaced behind row 2: rows 3 and 4 go into one that nobody sees."""
+
+    def make(own: list[int]) -> Iterator[tuple[int, dict]]:
+        for index in own:
+            if index == 3:
+                join_parts(out)
+            yield index, row_of(index)
+
+    with pytest.raises(ValueError, match=r"rows\.jsonl: 2 of 5 rows are missing, the first is 3;"):
+        write_rows(out, SETTINGS, COUNT, make)
+    assert write(out) == [3, 4] and out.read_bytes() == whole
+
+
+# ------------------------------------------------------------------------------------------------
 # ranks
 
 
@@ -201,7 +280,8 @@ def test_each_rank_makes_its_share_into_a_file_of_its_own(out, whole, monkeypatc
     assert write(out) == [1, 3]
     assert "rows.jsonl.rank-1" in names(out) and "rows.jsonl" not in names(out)
     monkeypatch.setattr(parallel, "rank", lambda: 0)
-    assert write(out) == [0, 4]  # of 0, 2, 4 that are missing
+    with pytest.raises(ValueError, match="1 of 5 rows are missing, the first is 2"):
+        write(out)  # 0 and 4 of 0, 2, 4 that are missing
     assert names(out) == ["rows.jsonl", "rows.jsonl.settings.json"]
     assert [row["index"] for _, row in read_rows(out)] == [0, 1, 3, 4]
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The choices of a run that are left to us, and what is refused.
+"""The choices of a run that are left to us, what is refused, and what a message suggests.
 
 pytest tests/test_run.py
 """
@@ -6,7 +6,7 @@ pytest tests/test_run.py
 import pytest
 import torch
 
-from model.run import choose_device
+from model.run import choose_device, run_main
 
 
 def test_choices_are_printed_and_impossible_devices_refused(capsys):
@@ -17,3 +17,26 @@ def test_choices_are_printed_and_impossible_devices_refused(capsys):
     for device in ("abacus", "meta"):
         with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
             choose_device(device, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "ours", "usual"),
+    [
+        (torch.OutOfMemoryError("no room"), 2, "no room\nspare", "no room\nLower --cache_gb, or"),
+        (
+            RuntimeError("gloo: connection closed"),
+            3,
+            "it was stands above. go on",
+            "it was stands above. What was written is whole: the same command goes on",
+        ),
+    ],
+)
+def test_what_to_do_is_the_commands_own(capsys, error, code, ours, usual):
+    def fail() -> None:
+        raise error
+
+    for hints, message in ((("spare", "go on"), ours), ((), usual)):
+        with pytest.raises(SystemExit) as stop:
+            run_main(fail, *hints)
+        said = capsys.readouterr().err
+        assert stop.value.code == code and message in said and "--resume" not in said

@@ -266,7 +266,7 @@ def test_a_story_from_the_command_line(stories_dir):
 
 
 def test_a_reader_may_go_away(folder, tmp_path):
-    """`| head -1`: what is left is not printed, and nobody complains."""
+    """`| head -1`: what is left is not printed, nobody complains, and the code is a shell's own."""
     (tmp_path / "p.txt").write_text("Tom\n" * 400)
     args = ("--model", folder, "--prompts", tmp_path / "p.txt", "--max_new_tokens", 60)
     process = launch(*args, "--n", 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -276,6 +276,7 @@ def test_a_reader_may_go_away(folder, tmp_path):
     process.wait()
     assert first["index"] == 0
     assert "Traceback" not in error and "BrokenPipe" not in error, error
+    assert process.returncode == 141  # 128 and SIGPIPE
 
 
 def test_a_chat_at_the_terminal(folder):
@@ -357,10 +358,22 @@ def test_format_none_has_no_history(chat):
 def test_a_long_chat_forgets_its_oldest_turns(chat, capsys):
     """120 positions: a message beyond them is refused, the oldest of many turns forgotten."""
     asked = chat("Tom " * 100, *["Tom has 3 apples"] * 8, EOFError)
-    assert "this message is longer than the model's 120 positions" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "this message is longer than the model's 120 positions" in said
+    assert "(the conversation is long: its oldest turns are forgotten)" in said
     lengths = [len(messages) for messages in asked]
     assert lengths[:2] == [1, 3] and len(lengths) == 8 and max(lengths) < 15
     assert all(messages[0]["role"] == messages[-1]["role"] == "user" for messages in asked)
+
+
+def test_a_message_that_is_refused_changes_nothing(chat, capsys):
+    """Behind two turns that fit comes one that never can: the next one has both before it."""
+    asked = chat("Tom", "Lily", "Tom " * 100, "Tom", EOFError)
+    said = capsys.readouterr().err
+    assert "this message is longer than the model's 120 positions" in said
+    assert "forgotten" not in said
+    assert [len(messages) for messages in asked] == [1, 3, 5]
+    assert [turn["content"] for turn in asked[2][::2]] == ["Tom", "Lily", "Tom"]
 
 
 def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):

@@ -268,6 +268,9 @@ def test_what_is_not_contained_is_said_loudly(
     assert said.count("\n") == 1 and "NOT CONTAINED" in said
     for word in ("network", "files", "processes", "unshare: Operation not permitted"):
         assert word in said
+    monkeypatch.setattr(sandbox_module, "says_first", lambda _: False)  # another rank has said it
+    open_sandbox(3, 256)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_jail_that_cannot_be_set_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
