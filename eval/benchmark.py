@@ -7,7 +7,9 @@ that was stopped goes on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from data.chat import ChatFormat, detect_chat_format, encode_prompts
@@ -23,9 +25,10 @@ from model.run import choose_device
 from model.samples import Drawing, write_samples
 from model.sampling import Sampling, completion_seeds
 
+MACHINE = ("dtype", "device", "cache_gb", "shard")
 GENERATION = (  # flags that say how completions are drawn: unknown for those made elsewhere
     "model", "adapter", "n", "temperature", "top_k", "top_p", "min_p", "max_new_tokens", "seed",
-    "chat_format", "dtype", "device", "cache_gb", "shard",
+    "chat_format", "shots", "validation", *MACHINE,
 )  # fmt: skip
 
 
@@ -63,22 +66,29 @@ class Task:
     stop: tuple[str, ...]  # texts that end a completion
     score: Callable[[Mapping, Sequence[str]], dict]  # a problem, its completions -> its item
     metrics: Callable[[Sequence[Mapping]], Metrics]  # items -> see eval/results.py
+    workers: int = 1  # problems that are scored at a time
 
 
 def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
     """From the flags to the results in OUT and the table; out: the items, on rank 0."""
     check_config(config)
+    samples = Path(config.samples or Path(config.out) / "samples.jsonl")
+    read = partial(read_completions, samples, len(task.problems), task.stop)
+    completions = []
+    if config.samples is not None:
+        tell_unused(config, GENERATION)
+        completions = read()
+    n = min(map(len, completions), default=config.n)
     known = (task.name, data_digest(config.data), len(task.problems))
-    baseline = read_baseline(config.baseline, *known, task.metrics)
+    baseline = read_baseline(config.baseline, *known, task.metrics, n)
     if config.samples is None:
         write_completions(config, task)
     if not parallel.is_main():
         return []
-    samples = Path(config.samples or Path(config.out) / "samples.jsonl")
-    completions = read_completions(samples, len(task.problems), task.stop)
-    rows = zip(task.problems, completions, strict=True)
-    items = [{"index": i} | task.score(*row) for i, row in enumerate(rows)]
-    settings = settings_of(config, samples)
+    with ThreadPoolExecutor(task.workers) as pool:
+        scored = list(pool.map(task.score, task.problems, completions or read()))
+    items = [{"index": i} | item for i, item in enumerate(scored)]
+    settings = settings_of(config, samples, n)
     report(Path(config.out), task.name, settings, items, task.metrics, baseline)
     return items
 
@@ -106,6 +116,14 @@ def check_config(config: BenchmarkConfig) -> None:
         raise FileNotFoundError(f"--model expects a folder with config.json, got {config.model}")
     completion_seeds(config.seed, 0, 1)
     sampling_of(config)
+
+
+def tell_unused(config: object, flags: Sequence[str]) -> None:
+    """Print which of these flags were given in vain beside --samples; MACHINE is always welcome."""
+    default = type(config)()
+    told = [name for name in vars(default) if name in flags and name not in MACHINE]
+    if given := [name for name in told if getattr(config, name) != getattr(default, name)]:
+        print(f"--samples are scored as they are, without --{', --'.join(given)}")
 
 
 def sampling_of(config: BenchmarkConfig) -> Sampling:
@@ -169,8 +187,8 @@ def choose_chat_format(config: BenchmarkConfig, task: Task, tokenizer: Tokenizer
     """The checkpoint's own format, or none where the prompt is a text to be continued."""
     if task.raw and config.chat_format != "auto":
         raise ValueError(f"--chat_format {config.chat_format} has no meaning for a raw prompt")
-    asked = None if config.chat_format == "auto" else config.chat_format
-    found, reason = detect_chat_format(config.model, tokenizer, "none" if task.raw else asked)
+    asked = "none" if task.raw else config.chat_format
+    found, reason = detect_chat_format(config.model, tokenizer, asked, config.adapter)
     print(f"chat format: {found.name} ({'a text to be continued' if task.raw else reason})")
     return found
 
@@ -198,8 +216,13 @@ def read_completions(path: Path, problems: int, stop: Sequence[str]) -> list[lis
     return [by_index[index] for index in range(problems)]
 
 
-def settings_of(config: BenchmarkConfig, samples: Path) -> dict:
-    """Every flag and the SHA-256 of data and completions; null: not known here."""
+def settings_of(config: BenchmarkConfig, samples: Path, n: int) -> dict:
+    """Every flag and the SHA-256 of data and completions; null: not known here.
+
+    n: how many completions each problem has, or the fewest
+    """
     settings = asdict(config) | {"data_sha256": data_digest(config.data)}
     settings["samples_sha256"] = data_digest(samples)
-    return settings | (dict.fromkeys(GENERATION) if config.samples is not None else {})
+    if config.samples is not None:
+        settings |= {name: None for name in GENERATION if name in settings} | {"n": n}
+    return settings

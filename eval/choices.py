@@ -6,7 +6,7 @@ differs is the choice, and its log-probability is the sum over these tokens. Que
 begin alike (few-shot exemplars): that part is read once (`model/score.py`).
 
 OUT/logps.jsonl has one row for each forward and is taken up after a kill; items.jsonl has the same
-numbers one problem a line, and is what `--samples` reads.
+numbers one problem a line, and is what `--samples` reads, for the questions that it was made from.
 """
 
 import json
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.chat import ChatFormat, detect_chat_format, encode_completions, encode_prompts
 from data.rows import read_rows
 from data.tokenizer import Tokenizer, load_tokenizer
+from eval.benchmark import tell_unused
 from eval.calibration import reliability_table
 from eval.results import Metrics, data_digest, read_baseline, report
 from model import parallel, score
@@ -36,7 +37,8 @@ from model.transformer import Transformer
 STYLES = ("text", "chat")
 BINNINGS = ("width", "mass")
 ENCODED = 256  # questions at a time: each choice is encoded behind its whole prompt
-MODEL_FLAGS = ("model", "adapter", "chat_format", "dtype", "device", "shard")
+ASKING = ("model", "adapter", "prompt_style", "chat_format", "dev", "primer", "shots", "dtype",
+          "device", "shard")  # fmt: skip
 
 Ids = list[int]
 Logps = dict[str, list[float]]  # field -> the log-probability of each choice
@@ -82,6 +84,7 @@ class Task:
     score: Callable[[Mapping, Logps], dict]  # a problem and what was found -> its item
     metrics: Callable[[Sequence[Mapping]], Metrics]
     form: str = ""  # what the names of the metrics begin with that reliability.json is made of
+    flags: tuple[str, ...] = ("data", "limit")  # what says which problem an index is
 
 
 def run_choices(config: ChoiceConfig, task: Task) -> list[dict]:
@@ -91,6 +94,7 @@ def run_choices(config: ChoiceConfig, task: Task) -> list[dict]:
     known = (task.name, digest, len(task.problems))
     baseline = read_baseline(config.baseline, *known, task.metrics)
     if config.samples is not None:
+        tell_unused(config, ASKING)
         found = read_logps(Path(config.samples), task)
     else:
         found = choice_logps(config, task)
@@ -98,22 +102,22 @@ def run_choices(config: ChoiceConfig, task: Task) -> list[dict]:
         return []
     settings = asdict(config) | {"data_sha256": digest}
     if config.samples is not None:
-        settings |= dict.fromkeys(MODEL_FLAGS) | {"samples_sha256": data_digest(config.samples)}
+        settings |= {name: None for name in ASKING if name in settings}
+        settings["samples_sha256"] = data_digest(config.samples)
     pairs = enumerate(zip(task.problems, found, strict=True))
     items = [{"index": i} | task.score(problem, logps) for i, (problem, logps) in pairs]
     report(Path(config.out), task.name, settings, items, task.metrics, baseline)
-    write_reliability(config, task, items)
+    write_reliability(config, task.form)
     return items
 
 
-def write_reliability(config: ChoiceConfig, task: Task, items: Sequence[Mapping]) -> None:
+def write_reliability(config: ChoiceConfig, form: str) -> None:
     """reliability.json: for each bin of confidence, how often the policy was right."""
-    values = task.metrics(items)
-    confidence, correct = (
-        np.array(values[task.form + name]) for name in ("confidence", "accuracy")
-    )
+    out = Path(config.out)
+    values = json.loads((out / "values.json").read_text(encoding="utf-8"))
+    confidence, correct = (np.array(values[form + name]) for name in ("confidence", "accuracy"))
     table = reliability_table(confidence, correct, config.bins, config.binning)
-    write_text(Path(config.out) / "reliability.json", json.dumps(table, indent=2) + "\n")
+    write_text(out / "reliability.json", json.dumps(table, indent=2) + "\n")
 
 
 def check_config(config: ChoiceConfig) -> None:
@@ -257,8 +261,8 @@ def choice_logps(config: ChoiceConfig, task: Task) -> list[Logps]:
     device, dtype = choose_device(config.device, config.dtype)
     tokenizer = load_tokenizer(config.model)
     chat = config.prompt_style == "chat"
-    asked = "none" if not chat else None if config.chat_format == "auto" else config.chat_format
-    chat_format, reason = detect_chat_format(config.model, tokenizer, asked)
+    asked = config.chat_format if chat else "none"
+    chat_format, reason = detect_chat_format(config.model, tokenizer, asked, config.adapter)
     print(f"chat format: {chat_format.name} ({reason if chat else 'a text to be continued'})")
     model = load_policy(config.model, config.adapter, dtype, device, config.shard)
     positions = model.config.max_position_embeddings
@@ -370,6 +374,7 @@ def read_logps(path: Path, task: Task) -> list[Logps]:
             field: check_logps(row.get(field), size, f"{where}: {field}")
             for field, size in sizes[index].items()
         }
+        check_question(row, task.score(task.problems[index], found[index]), task.flags, where)
     missing = [i for i, logps in enumerate(found) if logps is None]
     if missing:
         raise ValueError(
@@ -377,6 +382,16 @@ def read_logps(path: Path, task: Task) -> list[Logps]:
             f"{missing[0]}; pass the --data it was made from, or --limit"
         )
     return found
+
+
+def check_question(said: Mapping, item: Mapping, flags: Sequence[str], where: str) -> None:
+    """ValueError where a stored item says something of its question that is not so here."""
+    for name, here in item.items():
+        if isinstance(here, str | int) and (there := said.get(name, here)) != here:
+            raise ValueError(
+                f"{where}: {name}: expected {here!r}, got {there!r}: not an item of this question; "
+                f"pass --{', --'.join(flags)} as they were when it was made"
+            )
 
 
 def check_logps(values: object, size: int, where: str) -> list[float]:

@@ -23,8 +23,9 @@ at most 4 is easy, 5 to 64 medium, later or never hard. They are made once, by
         --write_split split.json
 
 and `--split split.json` adds `pass@k/easy`, `/medium`, `/hard` and the `share/...` of each. The
-completions that a split was made from, or the first of them, are not scored with it: that would
-score the luck that made the labels.
+completions that a split was made from are not scored with it, here or in --baseline: that would
+score the luck that made the labels. They are known by the first one of each problem, which the same
+policy and seed draw whatever --n is; half of these may be equal by chance, where they are short.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ from eval.answers import (
 from eval.benchmark import BenchmarkConfig, Task, read_completions, read_problems, run_benchmark
 from eval.exemplars import Exemplar, build_prompt, read_exemplars
 from eval.metrics import label_values, pass_values, powers_of_two
-from eval.results import Metrics, data_digest
+from eval.results import Metrics, data_digest, read_results
 from model.config import parse_config
 from model.run import run_main, write_text
 
@@ -126,7 +127,12 @@ def score_problem(problem: Mapping, completions: Sequence[str], style: str) -> d
         "strict_answers": [None if answer is None else str(answer) for answer in strict],
         "strict_correct": [right(answer) for answer in strict],
         "distinct": len({" ".join(text.split()) for text in completions}),
+        "first_sha256": digest(completions[0].encode()),
     }
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def metric_values(items: Sequence[Mapping], labels: Sequence[str] = ()) -> Metrics:
@@ -156,10 +162,6 @@ def difficulty(first: int | None) -> str:
     return "easy" if first <= EASY else "medium"
 
 
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
     """Label every problem by the place of the first right one of its --samples."""
     if config.samples is None or config.split is not None:
@@ -174,14 +176,14 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
                 f"--write_split expects at least {MEDIUM} completions of each problem (the SPL "
                 f"paper has 128), got {len(texts)} of problem {i}; draw the --samples with --n 128"
             )
-        correct = score_problem(problems[i], texts, config.prompt_style)["correct"]
-        first = correct.index(True) + 1 if True in correct else None
+        item = score_problem(problems[i], texts, config.prompt_style)
+        first = item["correct"].index(True) + 1 if True in item["correct"] else None
         rows.append(
             {
                 "index": i,
                 "first_correct": first,
                 "label": difficulty(first),
-                "first_sha256": digest(texts[0].encode()),
+                "first_sha256": item["first_sha256"],
             }
         )
     split = {
@@ -197,40 +199,50 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
     print(f"{config.write_split}: {len(rows)} problems, {shown}")
 
 
-def read_split(config: Gsm8kConfig, problems: int) -> list[dict]:
-    """The rows of a split, checked: of this --data, and one for each problem."""
+def read_split(config: Gsm8kConfig, problems: int) -> dict:
+    """A split, checked: of this --data, and with a row for each problem."""
     if not Path(config.split).is_file():
         raise FileNotFoundError(f"--split expects a file, got {config.split}: no such file")
     try:
         split = json.loads(Path(config.split).read_text(encoding="utf-8"))
         rows = [{key: row[key] for key in ("label", "first_sha256")} for row in split["problems"]]
-        made_of = split["data_sha256"]
+        split = {key: split[key] for key in ("data_sha256", "samples_sha256")}
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"--split {config.split}: not a file that --write_split made") from None
-    if made_of != data_digest(config.data):
+    if split["data_sha256"] != data_digest(config.data):
         raise ValueError(f"--split {config.split} was made of other problems than --data")
     if len(rows) < problems:
         raise ValueError(
             f"--split {config.split}: expected {problems} labels, got {len(rows)}; lower --limit"
         )
-    return rows[:problems]
+    return split | {"problems": rows[:problems]}
 
 
-def split_values(
-    items: Sequence[Mapping], split: Sequence[Mapping], samples: Path, stop: Sequence[str]
-) -> Metrics:
-    """The metrics of all problems and of each difficulty, but not of the split's own samples.
+def split_values(items: Sequence[Mapping], split: Mapping, samples: str) -> Metrics:
+    """The metrics of all problems and of each difficulty, but not of the split's own samples."""
+    check_luck(samples, None, items, split)
+    return metric_values(items, [row["label"] for row in split["problems"]])
 
-    These are known by the first completion of every problem: the same policy and seed draw it,
-    whatever --n is.
-    """
-    firsts = [digest(texts[0].encode()) for texts in read_completions(samples, len(items), stop)]
-    if firsts == [row["first_sha256"] for row in split]:
+
+def check_baseline(folder: str, split: Mapping) -> None:
+    summary, items = read_results(Path(folder))
+    check_luck(f"--baseline {folder}", summary["settings"].get("samples_sha256"), items, split)
+
+
+def check_luck(
+    whose: str, samples_sha256: str | None, items: Sequence[Mapping], split: Mapping
+) -> None:
+    """ValueError for items of the split's own samples; those of an earlier version lack firsts."""
+    rows = split["problems"]
+    pairs = zip(items, rows, strict=False)
+    equal = sum(item.get("first_sha256") == row["first_sha256"] for item, row in pairs)
+    same = samples_sha256 == split["samples_sha256"]
+    if same or equal > len(rows) / 2:
+        found = "the same file" if same else f"{equal} of {len(rows)} first ones, over a half"
         raise ValueError(
-            f"{samples}: --split was made from these completions, which would score its luck; "
-            "draw others with another --seed"
+            f"{whose}: --split was made from these completions ({found}), whose luck it would "
+            "score; draw others with another --seed"
         )
-    return metric_values(items, [row["label"] for row in split])
 
 
 def main() -> None:
@@ -244,9 +256,10 @@ def main() -> None:
         return write_split(config, problems)
     style, metrics = config.prompt_style, metric_values
     if config.split is not None:
-        samples = Path(config.samples or Path(config.out or "") / "samples.jsonl")
         split = read_split(config, len(problems))
-        metrics = partial(split_values, split=split, samples=samples, stop=STOPS[style])
+        if config.baseline is not None:
+            check_baseline(config.baseline, split)
+        metrics = partial(split_values, split=split, samples=config.samples or config.out)
     shots = read_shots(config, problems)
     prompts = [build_prompt(p["question"], shots, TEMPLATES[style]) for p in problems]
     score = partial(score_problem, style=style)

@@ -19,7 +19,6 @@ with imports and helpers of their own, are scored with --prompt_style chat.
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from os import cpu_count
@@ -29,7 +28,7 @@ from data.rows import check_text
 from eval.benchmark import BenchmarkConfig, Task, read_problems, run_benchmark
 from eval.jail import to_literal
 from eval.metrics import pass_values
-from eval.sandbox import REASONS, Sandbox, Verdict, open_sandbox, run_tests
+from eval.sandbox import REASONS, Sandbox, open_sandbox, run_tests
 from model.config import parse_config
 from model.run import run_main
 
@@ -47,7 +46,7 @@ class HumanEvalConfig(BenchmarkConfig):
     allow_code_execution: bool = False  # run what the model wrote; nothing is scored without
     time_limit: float = 10.0  # seconds for one program and its tests
     memory_limit_mb: int = 1024  # for one program, in 2^20 bytes
-    workers: int | None = None  # programs that run at a time; none: one for each core, at most 16
+    workers: int | None = None  # problems that are tested at a time; none: the cores, at most 16
     n: int = 1  # completions per problem
     temperature: float = 0.0  # 0 is greedy
     max_new_tokens: int = 512  # per completion
@@ -131,29 +130,20 @@ def build_program(problem: Mapping[str, str], completion: str, style: str) -> st
 
 
 def score_problem(
-    problem: Mapping[str, str],
-    completions: Sequence[str],
-    style: str,
-    sandbox: Sandbox,
-    workers: int | None,
+    problem: Mapping[str, str], completions: Sequence[str], style: str, sandbox: Sandbox
 ) -> dict[str, Any]:
     """The verdict on every completion; each distinct program runs once."""
     programs = [build_program(problem, text, style) for text in completions]
-    distinct = list(dict.fromkeys(programs))
-
-    def verdict(program: str) -> Verdict:
-        reference = problem["prompt"] + problem["canonical_solution"]
-        return run_tests(sandbox, program, problem["entry_point"], reference, problem["test"])
-
-    with ThreadPoolExecutor(workers or min(cpu_count() or 1, 16)) as pool:
-        found = dict(zip(distinct, pool.map(verdict, distinct), strict=True))
+    reference = problem["prompt"] + problem["canonical_solution"]
+    about = problem["entry_point"], reference, problem["test"]
+    found = {program: run_tests(sandbox, program, *about) for program in dict.fromkeys(programs)}
     verdicts = [found[program] for program in programs]
     return {
         "task_id": problem["task_id"],
         "correct": [verdict.reason == "passed" for verdict in verdicts],
         "reasons": [verdict.reason for verdict in verdicts],
         "details": [verdict.detail for verdict in verdicts],
-        "distinct": len(distinct),
+        "distinct": len(found),
     }
 
 
@@ -186,9 +176,11 @@ def main() -> None:
     sandbox = open_sandbox(config.time_limit, config.memory_limit_mb)
     raw, style = config.prompt_style == "raw", config.prompt_style
     prompts = [p["prompt"] if raw else REQUEST.format(p["prompt"]) for p in problems]
-    score = partial(score_problem, style=style, sandbox=sandbox, workers=config.workers)
+    score = partial(score_problem, style=style, sandbox=sandbox)
     stop = STOPS if raw else ()
-    run_benchmark(config, Task("humaneval", problems, prompts, raw, stop, score, metric_values))
+    workers = config.workers or min(cpu_count() or 1, 16)
+    task = Task("humaneval", problems, prompts, raw, stop, score, metric_values, workers)
+    run_benchmark(config, task)
 
 
 if __name__ == "__main__":

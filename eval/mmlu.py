@@ -15,6 +15,7 @@ questions; accuracy_subjects is the mean over subjects.
 """
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,12 +84,13 @@ def read_source(path: Path, flag: str) -> Iterator[tuple[str, dict]]:
     if not files:
         raise ValueError(f"{flag} expects a folder with SUBJECT_test.csv files, got {path}")
     for file in files:
-        with file.open(newline="", encoding="utf-8") as lines:
+        subject = re.sub("_(test|dev|val)$", "", file.stem)
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
             try:
                 for row in reader:
                     where = f"{file}:{reader.line_num}"
-                    yield where, csv_row(row, file.stem.rpartition("_")[0] or file.stem, where)
+                    yield where, csv_row(row, subject, where)
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"{file}:{reader.line_num}: not CSV, {error}") from None
 
@@ -157,7 +159,8 @@ def ask(index: int, problem: Mapping, shots: Mapping[str, Sequence[Mapping]]) ->
 
 
 def score(problem: Mapping, found: Logps) -> dict:
-    return {"subject": problem["subject"], "answer": problem["answer"], "logps": found["logps"]}
+    about = {key: problem[key] for key in ("subject", "question", "answer")}
+    return about | {"logps": found["logps"]}
 
 
 def metric_values(items: Sequence[Mapping], bins: int, binning: str) -> Metrics:

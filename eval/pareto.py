@@ -17,8 +17,9 @@ label are the same setting from other training seeds: their mean counts.
 A point dominates another that is nowhere better and somewhere worse. To tell what of this is noise,
 the whole comparison is made 2000 times over, each time with problems drawn anew. All numbers that
 were measured on the same problems get the same draw, so that what makes a problem hard for every
-setting cancels. This takes the values of each problem (values.json). Where these are missing, and
-for what is no mean over problems, the summary's interval stands in: normal noise of its width,
+setting cancels. This takes the values of each problem (values.json). Where these are missing, or
+all equal, which does not make the value certain, and for what is no mean over problems, the
+summary's interval stands in: normal noise, above and below as wide as the interval is there,
 independent of all else, which is too cautious where settings share problems. With several training
 seeds, seeds are drawn anew too (fewer than five of them give too little noise).
 
@@ -75,7 +76,7 @@ class Measured:
 
     row: Row
     problems: str | None  # the SHA-256 of their file
-    values: np.ndarray | None  # (N,) or, with weights, (N, 2); None: only the row is known
+    values: np.ndarray | None  # (N,) or, with weights, (N, 2); None: unknown or all equal
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ def read_measured(folder: Path, summary: Mapping, metric: str) -> Measured:
         values = np.array(known[metric], dtype=np.float64)
         if not np.isclose(weighted_mean(values), row["value"], rtol=1e-9, atol=1e-12):
             raise ValueError(f"{file}: the values of {metric} are not those of summary.json")
+        if np.ptp(split_weights(values)[0]) == 0:  # drawn anew they would have no noise
+            values = None
     return Measured(row, settings.get("data_sha256"), values)
 
 
@@ -196,12 +199,14 @@ def make_points(runs: Mapping[tuple[str, str], Sequence], seed: int) -> list[Poi
 def draw_numbers(measured: Measured, seed: int) -> np.ndarray:
     """(1 + DRAWS,) the estimate; then the mean over problems drawn anew, or normal noise around it.
 
-    The sd of the noise is that of a normal distribution with this 95% interval.
+    The sd of the noise above and below is such that 95% of the draws are in the interval: at its
+    end, such as 10 right of 10, half of them are the value itself.
     """
     value, low, high = (measured.row[key] for key in ("value", "low", "high"))
     if measured.values is None:
         noise = generator(seed, measured.problems, value, low, high).standard_normal(DRAWS)
-        draws = value + (high - low) / 3.92 * noise
+        sd = np.where(noise > 0, max(high - value, 0.0), max(value - low, 0.0)) / 1.96
+        draws = value + sd * noise
     else:
         numbers, weights = split_weights(measured.values)
         counts = draw_problems(measured.problems, len(numbers), seed)

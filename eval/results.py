@@ -5,12 +5,13 @@
     values.json    of each metric that is a mean, the value of each problem
 
 A metric is a value for each problem, whose mean is reported, or a `Statistic` that is no mean. Its
-interval is Wilson's where every value is 0 or 1, a basic bootstrap for a statistic, and a
-percentile bootstrap otherwise.
+interval is Wilson's where it is a share and every value is 0 or 1, a basic bootstrap for a
+statistic, and a percentile bootstrap otherwise.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class Statistic:
 Metrics = Mapping[str, Values | Statistic]
 Row = dict[str, float]  # value, low, high
 MANY = 30  # metrics of one kind, from which on the table only counts them
+AMOUNTS = re.compile(
+    r"words|tokens|(bytes|headers|lists|bold)/.*|logical|content|surface|reward.*|margin|input/ead"
+    r"|(.*/)?(brier|nll|overconfidence)"
+)  # names of metrics that are no shares, though their values may happen to be 0 and 1
 
 
 def report(
@@ -73,18 +78,19 @@ def report(
 
 def summarize(values: Metrics) -> dict[str, Row]:
     """name -> value, low, high."""
-    return {name: interval_row(rows) for name, rows in values.items()}
+    return {name: interval_row(rows, name) for name, rows in values.items()}
 
 
-def interval_row(values: Values | Statistic) -> Row:
+def interval_row(values: Values | Statistic, name: str = "") -> Row:
     if isinstance(values, Statistic):
         value = values.compute(values.rows)
         low, high = basic_interval(values.rows, values.compute)
         low, high = np.clip([low, high], values.least, values.most).tolist()
     else:
         value = weighted_mean(values)
-        proportion = np.ndim(values) == 1 and set(values) <= {0, 1}
-        low, high = wilson_interval(values) if proportion else bootstrap_interval(values)
+        share = not AMOUNTS.fullmatch(name) and np.ndim(values) == 1 and set(values) <= {0, 1}
+        low, high = wilson_interval(values) if share else bootstrap_interval(values)
+        low, high = min(low, value), max(high, value)  # of all ones, it may end an ulp below 1
     return {"value": value, "low": low, "high": high}
 
 
@@ -135,10 +141,12 @@ def read_baseline(
     data_sha256: str,
     problems: int,
     metrics_of: Callable[[Sequence[Mapping]], Metrics],
+    n: int | None = None,
 ) -> Metrics:
     """The metrics of an earlier run, none without a folder.
 
-    Raises ValueError unless it had the same task and problems.
+    n: completions of each problem, where there are any. Raises ValueError unless it had the same
+    task and problems, and as many completions where it says how many.
     """
     if folder is None:
         return {}
@@ -149,6 +157,11 @@ def read_baseline(
         raise ValueError(
             f"--baseline {folder}: expected results of {task} on the same problems "
             f"({problems} of --data), got {there[0]} on {there[2]}, or of another file"
+        )
+    if n is not None and (other := summary["settings"].get("n")) not in (None, n):
+        raise ValueError(
+            f"--baseline {folder}: expected {n} completions of each problem as here, got {other}; "
+            "votes, calibration and distinct depend on how many there are: take as many of both"
         )
     try:
         return metrics_of(items)

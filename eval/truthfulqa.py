@@ -14,8 +14,9 @@ pairs of --primer and "Q: ...\nA:", each on its own, so that their order is of n
 
 Letters are another form of the question, in which answers are shown: letters/... has all of mc1's
 as A, B, C, ..., binary/... the two of mc0 as A and B, in an order drawn from --seed and the
-question, with the probabilities of the letters normalised. likelihood/... is mc1 with summed
-log-probabilities normalised: the two forms differ in calibration, and are not to be compared.
+question, with the probabilities of the letters normalised; the letters of --samples are those of
+their own --seed. likelihood/... is mc1 with summed log-probabilities normalised: the two forms
+differ in calibration, and are not to be compared.
 
 `--prompt_style chat` makes the question alone a user message, without a primer, and an answer the
 reply. The authors' own code scores otherwise (a full stop behind each answer, the first three
@@ -34,7 +35,7 @@ import numpy as np
 
 from data.rows import check_text, read_rows
 from eval.calibration import calibration_metrics
-from eval.choices import ChoiceConfig, Logps, Question, Task, run_choices
+from eval.choices import ChoiceConfig, Logps, Question, Task, check_config, run_choices
 from eval.results import Metrics
 from model.config import parse_config
 from model.run import run_main
@@ -53,6 +54,7 @@ class TruthfulQaConfig(ChoiceConfig):
 
 def main() -> None:
     config = parse_config(TruthfulQaConfig)
+    check_config(config)
     if config.shots < 0:
         raise ValueError(f"--shots expects 0 or more, got {config.shots}")
     problems = read_problems(config)
@@ -65,7 +67,8 @@ def main() -> None:
     def score(problem: Mapping, found: Logps) -> dict:
         return score_problem(problem, found, config.seed)
 
-    run_choices(config, Task("truthfulqa", problems, questions, score, metrics, "letters/"))
+    flags = ("data", "limit", "seed")
+    run_choices(config, Task("truthfulqa", problems, questions, score, metrics, "letters/", flags))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -89,17 +92,30 @@ def read_problems(config: TruthfulQaConfig) -> list[dict]:
 
 
 def check_row(row: Mapping, where: str) -> dict:
+    """Of the authors' form, {answer: 1 or 0}, or that of Hugging Face, choices and labels."""
     problem: dict = {"question": check_text(row.get("question"), "question", where)}
     for name in LISTS:
         targets = row.get(f"{name}_targets")
         if targets is None and name == "mc0":  # files of before 2025
             continue
-        if not isinstance(targets, dict) or not set(targets.values()) == {0, 1}:
+        pairs = answer_pairs(targets)
+        truths = [true for _, true in pairs]
+        if not all(true in (0, 1) for true in truths) or 0 not in truths or 1 not in truths:
             raise ValueError(f"{where}: {name}_targets: expected {{answer: 1 or 0}} with both")
-        problem[name] = {check_text(a, name, where): bool(true) for a, true in targets.items()}
+        problem[name] = {check_text(a, name, where): bool(true) for a, true in pairs}
     if sum(problem["mc1"].values()) != 1 or len(problem["mc1"]) > len(LETTERS):
         raise ValueError(f"{where}: mc1_targets: expected one true answer of at most 26")
     return problem
+
+
+def answer_pairs(targets: object) -> list[tuple[object, object]]:
+    """(answer, whether it is true) of either form; none of any other."""
+    if not isinstance(targets, dict):
+        return []
+    lists = [targets.get("choices"), targets.get("labels")]
+    if not all(isinstance(some, list) for some in lists):
+        return list(targets.items())
+    return list(zip(*lists, strict=True)) if len(lists[0]) == len(lists[1]) else []
 
 
 def read_primer(config: TruthfulQaConfig) -> str:

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -124,11 +125,18 @@ def test_results_by_hand(scoring, capsys):
     assert shown[3].startswith("3 problems, 95% intervals over problems; details in ")
 
 
-def test_settings_are_the_flags_and_what_was_read(scoring):
-    """How completions made elsewhere were drawn is not known here, whatever the flags say."""
-    run(replace(scoring, n=7, temperature=0.5))
+def test_settings_are_the_flags_and_what_was_read(scoring, capsys):
+    """How completions made elsewhere were drawn is not known here, whatever the flags say.
+
+    How many there are is: 1, of the second problem, which has the fewest. The flags are named, but
+    not the device.
+    """
+    run(replace(scoring, n=7, temperature=0.5, device="cpu"))
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown == "--samples are scored as they are, without --n, --temperature"
     settings = read_summary(scoring)["settings"]
-    assert {settings.pop(name) for name in GENERATION} == {None}
+    assert settings.pop("n") == 1
+    assert {settings.pop(name) for name in GENERATION if name in settings} == {None}
     assert settings == {
         "samples": scoring.samples,
         "data": scoring.data,
@@ -170,6 +178,44 @@ def test_differences_from_a_baseline_by_hand(scoring, tmp_path):
     assert metrics["right - baseline"] == pytest.approx(expected)
     expected["value"] = 0
     assert metrics["all_right - baseline"] == pytest.approx(expected, abs=1e-15)
+
+
+def test_exemplars_of_samples_are_not_known(scoring):
+    """Only where the task has such a flag."""
+
+    @dataclass(frozen=True)
+    class WithShots(BenchmarkConfig):
+        shots: int = 5
+
+    flags = {name: getattr(scoring, name) for name in ("data", "samples", "out")}
+    run(WithShots(**flags))
+    settings = read_summary(scoring)["settings"]
+    assert settings["shots"] is None and "validation" not in settings
+
+
+def test_problems_are_scored_at_a_time(scoring):
+    """Three at once: each waits for the others; the items stand in the order of the problems."""
+    barrier = Barrier(3, timeout=60)
+
+    def score(problem: Mapping, texts: Sequence[str]) -> dict:
+        barrier.wait()
+        return score_problem(problem, texts)
+
+    problems = read_problems(scoring, check_row)
+    task = Task("word", problems, ["?"] * 3, False, (), score, metric_values, workers=3)
+    assert [item["texts"] for item in run_benchmark(scoring, task)] == COMPLETIONS
+
+
+def test_a_baseline_of_another_number_of_completions_is_refused(scoring, drawing, tmp_path):
+    """2 of each there; 1 here, the fewest of a problem, or 3 to be drawn: none is drawn then."""
+    write_samples(tmp_path / "theirs.jsonl", [["b", "b"], ["b", "a"], ["x", "y"]])
+    theirs = replace(scoring, samples=str(tmp_path / "theirs.jsonl"), out=str(tmp_path / "theirs"))
+    run(theirs)
+    for other, n in ((scoring, 1), (replace(drawing, n=3), 3)):
+        message = rf"--baseline .*theirs: expected {n} completions .* as here, got 2; "
+        with pytest.raises(ValueError, match=message):
+            run(replace(other, baseline=theirs.out))
+        assert not Path(other.out).exists()
 
 
 # ------------------------------------------------------------------------------------------------

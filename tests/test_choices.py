@@ -282,6 +282,7 @@ FOUND = {"logps": [-1.0, -2.0, -3.0], "letters": [-0.5, -0.9]}
         ({"index": 1} | FOUND | {"logps": [-1.0, "x", 0]}, "f:2: logps: expected 3"),
         ({"index": 1} | FOUND | {"logps": [-1.0, 0.5, 0]}, "f:2: logps: expected 3"),
         ({"index": 1} | FOUND | {"logps": [-1.0, math.nan, 0]}, "f:2: "),
+        ({"index": 1} | FOUND | {"answer": 1}, "f:2: answer: expected 2, got 1: not an item of"),
         ({"index": 1} | FOUND, "f: nothing on 3 of 5 problems, the first is 2"),
     ],
 )

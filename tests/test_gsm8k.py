@@ -94,6 +94,7 @@ def test_metrics_by_hand(run, tmp_path: Path) -> None:
         "strict_answers": ["7", None, "8", None],
         "strict_correct": [True, False, False, False],
         "distinct": 4,
+        "first_sha256": hashlib.sha256(b"#### 7").hexdigest(),
     }
 
 
@@ -301,7 +302,44 @@ def test_a_split_does_not_score_its_own_samples(run, tmp_path: Path, split) -> N
     prefix = [with_first_right(p)[:8] for p in (4, 5, 64, 65, None)]  # the same seed, a smaller n
     with pytest.raises(ValueError, match="--split was made from these completions"):
         run(*flags, "--samples", write_samples(tmp_path / "prefix.jsonl", prefix), out="own")
+    changed = [["So. #### 7"], ["So. #### 7"], *([text] for text in ["#### 8"] * 3)]
+    with pytest.raises(ValueError, match=r"changed.jsonl: .*\(3 of 5 first ones, over a half\)"):
+        run(*flags, "--samples", write_samples(tmp_path / "changed.jsonl", changed), out="own")
     assert not (tmp_path / "own").exists()
+
+
+def test_a_baseline_is_not_of_the_split_s_own_samples(run, tmp_path: Path, split) -> None:
+    """By its samples, or the first ones of them; those of an earlier version are known by the file.
+
+    Another baseline is labelled alike. Right of 64: all here; there 60, 59, 0, 0, 0.
+    """
+    data = ("--data", split["data"])
+    ours = write_samples(tmp_path / "ours.jsonl", [["#### 7"] * 128] * 5)
+    eight = write_samples(tmp_path / "8.jsonl", [["#### 8", "#### 7"]] * 5)
+    run(*data, "--samples", split["samples"], out="base")
+    run(*data, "--samples", eight, out="eight")
+    flags = (*data, "--samples", ours, "--split", split["split"], "--baseline")
+    with pytest.raises(ValueError, match=r"--baseline .*base: .* \(the same file\)"):
+        run(*flags, str(tmp_path / "base"), out="own")
+    items = tmp_path / "base" / "items.jsonl"
+    rows = [json.loads(line) for line in items.read_text().splitlines()]
+    write_jsonl(items, [{k: v for k, v in row.items() if k != "first_sha256"} for row in rows])
+    with pytest.raises(ValueError, match=r"--baseline .*base: .* \(the same file\)"):
+        run(*flags, str(tmp_path / "base"), out="own")
+    with pytest.raises(ValueError, match=r"--baseline .*eight: .* \(5 of 5 first ones"):
+        run(*flags, str(tmp_path / "eight"), out="own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_split_and_a_baseline_of_completions_that_are_drawn(run, tmp_path: Path, split) -> None:
+    """The baseline has its labels before there are any samples; it is right in 1/2 of medium."""
+    others = [["#### 7"], ["#### 7"], ["####  8"], ["####  8"], ["####  8"]]
+    data = ("--data", split["data"])
+    run(*data, "--samples", write_samples(tmp_path / "other.jsonl", others), out="base")
+    flags = ("--model", "data/tiny", "--n", "1", "--max_new_tokens", "2", "--device", "cpu")
+    split_flags = ("--split", split["split"], "--baseline", str(tmp_path / "base"))
+    values, _ = run(*data, *flags, *split_flags)
+    assert values["pass@1/medium - baseline"] == -1 / 2 and values["pass@1/easy - baseline"] == -1
 
 
 def test_splits_that_do_not_fit_are_refused(run, tmp_path: Path, split) -> None:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_malformed_row_is_named(change: dict, message: str) -> None:
 
 def test_each_completion_has_a_verdict_and_a_reason(sandbox: Sandbox) -> None:
     completions = [BODY, "    return r", "    return s", "    return (", BODY, "    return len"]
-    item = score_problem(PROBLEM, completions, "raw", sandbox, workers=2)
+    item = score_problem(PROBLEM, completions, "raw", sandbox)
     assert item["correct"] == [True, False, False, False, True, False]
     assert item["reasons"] == [
         "passed", "assertion", "exception", "syntax", "passed", "no literal"
@@ -141,7 +142,7 @@ def test_a_mini_row_compares_with_the_canonical_solution(
     sandbox: Sandbox, body: str, correct: bool
 ) -> None:
     problem = check_row({**MINI, "base_input": [[1]], "plus_input": [[2.5]], "atol": 0}, "x:1")
-    assert score_problem(problem, [body], "raw", sandbox, 1)["correct"] == [correct]
+    assert score_problem(problem, [body], "raw", sandbox)["correct"] == [correct]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_mini_row_compares_lists_item_by_item(
 ) -> None:
     row = {**MINI, "canonical_solution": "    return [1, 0.3]\n", "atol": 0}
     problem = check_row({**row, "base_input": [[1]], "plus_input": []}, "x:1")
-    item = score_problem(problem, [f"    return {value}\n"], "raw", sandbox, 1)
+    item = score_problem(problem, [f"    return {value}\n"], "raw", sandbox)
     assert item["correct"] == [correct]
 
 
@@ -188,12 +189,14 @@ def test_canonical_solutions_pass_and_empty_bodies_do_not(
     passing: set[str],
 ) -> None:
     """failing: canonical solutions that do not pass; passing: problems where `body` does."""
-    items = []
+
+    def score(row: tuple[str, dict]) -> dict:
+        problem = check_row(row[1], row[0])
+        return score_problem(problem, [problem["canonical_solution"], body], "raw", sandbox)
+
     rows = read_rows(shared_data / "humaneval" / f"{name}.jsonl.gz")
-    for where, row in islice(rows, problems):
-        problem = check_row(row, where)
-        bodies = [problem["canonical_solution"], body]
-        items.append(score_problem(problem, bodies, "raw", sandbox, 2))
+    with ThreadPoolExecutor(2) as pool:
+        items = list(pool.map(score, islice(rows, problems)))
     assert len(items) == problems
     assert {item["task_id"] for item in items if not item["correct"][0]} == failing
     assert {item["task_id"] for item in items if item["correct"][1]} == passing
@@ -206,7 +209,7 @@ def test_whole_functions_in_chat_replies_pass_too(shared_data: Path, sandbox: Sa
         problem = check_row(row, where)
         code = problem["prompt"].strip("\n") + "\n" + problem["canonical_solution"]
         reply = f"Here it is:\n\n```python\n{code}```\n\nIt passes."
-        reasons.update(score_problem(problem, [reply], "chat", sandbox, 1)["reasons"])
+        reasons.update(score_problem(problem, [reply], "chat", sandbox)["reasons"])
     assert reasons == {"passed": 79}
 
 

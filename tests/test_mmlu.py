@@ -14,12 +14,14 @@ import pytest
 import torch
 import transformers
 
+from eval import mmlu
 from eval.mmlu import (
     MmluConfig,
     ask,
     metric_values,
     read_problems,
     read_shots,
+    score,
     show_question,
 )
 from tests.conftest import ROOT
@@ -86,6 +88,20 @@ def test_the_prompt_by_hand(folders):
     assert ask(0, problems[0], {}).prompt == header + asked
     assert question.shorter == (header + one + asked, header + asked)
     assert question.choices == (" A", " B", " C", " D") and question.group == "abstract_algebra"
+
+
+def test_a_subject_is_the_name_without_its_split(tmp_path):
+    """Names with an underscore and no split stay whole; the mark at the beginning is no text."""
+    for name in ("high_school_biology", "high_school_chemistry", "virology_val", "anatomy_test"):
+        text = "\ufeff" + f"{name}?,1,2,3,4,A\n"
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    problems = read_problems(str(tmp_path), "--data")
+    assert [(p["subject"], p["question"]) for p in problems] == [
+        ("anatomy", "anatomy_test?"),
+        ("high_school_biology", "high_school_biology?"),
+        ("high_school_chemistry", "high_school_chemistry?"),
+        ("virology", "virology_val?"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +173,40 @@ def test_metrics_by_hand():
     mean = sum(v * w for v, w in pairs) / sum(w for _, w in pairs)
     assert mean == pytest.approx(((1 + 1 / 4) / 2 + 0) / 2)
     assert values["accuracy/y"] == pytest.approx([0]) and len(values["accuracy/x"]) == 2
+
+
+def test_samples_of_other_questions_are_refused(tmp_path, monkeypatch):
+    """Two subjects of two questions, all right: with --limit 1 problem 1 is another subject's.
+
+    So it is where items change places; what a file does not say of its questions is not asked.
+    """
+    data, samples = tmp_path / "data.jsonl", tmp_path / "items.jsonl"
+    rows = [{"subject": s, "question": f"{s}{i}?", "choices": list("wxyz"), "answer": 0}
+            for s in "ab" for i in range(2)]  # fmt: skip
+    data.write_text("\n".join(map(json.dumps, rows)))
+    logps = [-0.1, -3.0, -4.0, -5.0]
+    items = [{"index": i} | score(row, {"logps": logps}) for i, row in enumerate(rows)]
+
+    def command(*words: str) -> dict:
+        samples.write_text("\n".join(map(json.dumps, items)))
+        out = tmp_path / "out"
+        flags = ["--data", str(data), "--samples", str(samples), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["mmlu", *flags, *words])
+        mmlu.main()
+        return json.loads((out / "summary.json").read_text())
+
+    summary = command()
+    assert summary["metrics"]["accuracy"]["value"] == 1
+    names = ("shots", "prompt_style", "dev", "model")
+    assert {summary["settings"][name] for name in names} == {None}
+    message = "items.jsonl:2: subject: expected 'b', got 'a': .* pass --data, --limit as they were"
+    with pytest.raises(ValueError, match=message):
+        command("--limit", "1")
+    items[0], items[1] = items[1] | {"index": 0}, items[0] | {"index": 1}
+    with pytest.raises(ValueError, match=r"items.jsonl:1: question: expected 'a0\?', got 'a1\?'"):
+        command()
+    items = [{"index": i, "logps": logps} for i in range(4)]
+    assert command()["metrics"]["accuracy"]["value"] == 1
 
 
 def test_real_questions_equal_transformers(smollm2_dir, shared_data, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval import pareto
-from eval.metrics import bootstrap_interval
+from eval.metrics import bootstrap_interval, wilson_interval
 from eval.pareto import (
     DRAWS,
     Measured,
@@ -30,6 +30,7 @@ from eval.pareto import (
     make_points,
     read_runs,
 )
+from eval.results import interval_row
 
 # A to E: D is below and to the left of B; E is B again
 X, Y = np.array([[1.0, 3, 5, 2, 3]]).T, np.array([[5.0, 3, 1, 2, 3]]).T  # (5, 1)
@@ -173,6 +174,27 @@ def test_normal_draws_have_the_width_of_the_interval() -> None:
     assert numbers[0] == 0.5 and len(numbers) == 1 + DRAWS
     assert numbers[1:].mean() == pytest.approx(0.5, abs=4 * 0.1 / np.sqrt(DRAWS))
     assert numbers[1:].std() == pytest.approx(0.1, rel=0.064)
+
+
+def test_a_value_at_the_end_of_its_interval_is_not_beyond_it() -> None:
+    """Half of the draws are the value, the lowest 2.5% below 0.72; so where it is above the end."""
+    for value in (1.0, 1.1):
+        numbers = draw_numbers(Measured({"value": value, "low": 0.72, "high": 1.0}, None, None), 0)
+        low, high = np.quantile(numbers[1:], [0.025, 0.975])
+        assert high == value and low == pytest.approx(0.72, abs=4 * 0.01)
+        assert (numbers[1:] == value).mean() == pytest.approx(0.5, abs=4 * 0.0112)
+
+
+def test_values_that_are_all_equal_are_as_uncertain_as_the_summary_says(tmp_path) -> None:
+    """10 of 10 right; without noise it would be above 0.9 of the other setting in each draw."""
+    folder = Path(write_folder(tmp_path / "a", "gsm8k", {"pass@1": 1.0}, {"pass@1": [1.0] * 10}))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["metrics"]["pass@1"] = interval_row([1.0] * 10)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    measured = find_metric([str(folder)], "pass@1", "")
+    low, high = np.quantile(draw_numbers(measured, 0)[1:], [0.025, 0.975])
+    assert measured.values is None
+    assert (low, high) == pytest.approx(wilson_interval([1] * 10), abs=4 * 0.01)
 
 
 def test_resampled_problems_agree_with_the_bootstrap() -> None:

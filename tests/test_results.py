@@ -61,6 +61,26 @@ def test_other_values_and_weighted_ones_have_percentiles(values):
     assert bounds(interval_row(values)) == bootstrap_interval(values)
 
 
+def test_a_value_lies_in_its_interval():
+    """Wilson's centre and half for 10 of 10 add up to an ulp less than 1."""
+    assert wilson_interval([1] * 10)[1] < 1
+    for n in range(1, 50):
+        for values in ([0] * n, [1] * n):
+            row = interval_row(values)
+            assert row["low"] <= row["value"] <= row["high"]
+
+
+@pytest.mark.parametrize(
+    "name", ["headers/policy", "bytes/opponent", "words", "letters/brier", "nll", "surface"]
+)
+def test_what_is_no_share_has_no_interval_of_a_proportion(name):
+    """No header in any of three answers, or one in each; the same numbers of a share have one."""
+    for value in (0.0, 1.0):
+        rows = summarize({name: [value] * 3, "pass@1": [value] * 3})
+        assert rows[name] == {"value": value, "low": value, "high": value}
+        assert bounds(rows["pass@1"]) == wilson_interval([value] * 3)
+
+
 def test_a_statistic_has_the_basic_interval():
     rows = np.random.default_rng(0).exponential(size=(40, 2))
     statistic = Statistic(rows, lambda rows: rows[:, 0].sum() / rows[:, 1].sum())
@@ -215,6 +235,16 @@ def test_a_baseline_that_is_damaged_is_named(tmp_path, name, text, message):
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_baseline(str(tmp_path), "task", "d", 3, metric_values)
+
+
+def test_a_baseline_has_as_many_completions_where_both_are_known(tmp_path):
+    report(tmp_path, "task", SETTINGS | {"n": 2}, ITEMS, metric_values)
+    known = (str(tmp_path), "task", "d", 3, metric_values)
+    assert read_baseline(*known, 2)["right"] == read_baseline(*known)["right"] == [1, 0, 1]
+    with pytest.raises(ValueError, match="expected 16 completions of each problem as here, got 2"):
+        read_baseline(*known, 16)
+    report(tmp_path, "task", SETTINGS | {"n": None}, ITEMS, metric_values)
+    assert read_baseline(*known, 16)["right"] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("marks", ["[]", "[null]", "3", '{"a": 1}', '["x"]', "null"])

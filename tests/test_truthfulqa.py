@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import truthfulqa
 from eval.truthfulqa import (
     TruthfulQaConfig,
     ask,
@@ -115,6 +116,19 @@ def test_files_of_2021_have_no_mc0(shared_data):
     assert [q.field for q in ask(CONFIG, 0, problems[0], "")] == ["logps", "letters_logps"]
 
 
+def test_the_form_of_hugging_face_is_the_same():
+    """choices and labels, in the order of the authors' objects; one label too few is named."""
+    lists = {
+        name: {"choices": list(targets), "labels": list(targets.values())}
+        for name, targets in ROW.items()
+        if name != "question"
+    }
+    assert check_row(ROW | lists, "f:1") == check_row(ROW, "f:1")
+    short = {"mc1_targets": {"choices": ["a", "b", "c"], "labels": [1, 0]}}
+    with pytest.raises(ValueError, match="f:1: mc1_targets: expected"):
+        check_row(ROW | short, "f:1")
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
@@ -123,6 +137,7 @@ def test_files_of_2021_have_no_mc0(shared_data):
         ({"mc1_targets": {"a": 1}}, "mc1_targets: expected .* with both"),
         ({"mc1_targets": {"a": 1, "b": 1, "c": 0}}, "mc1_targets: expected one true answer"),
         ({"mc2_targets": {"a": "1", "b": 0}}, "mc2_targets: expected"),
+        ({"mc2_targets": {"a": [1], "b": 0}}, "mc2_targets: expected"),
     ],
 )
 def test_rows_that_are_none_are_named(row, message):
@@ -138,6 +153,61 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "primer.jsonl").write_text(PRIMER)
     with pytest.raises(ValueError, match="expected 6 rows, got 2"):
         read_primer(TruthfulQaConfig(primer=str(tmp_path / "primer.jsonl")))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command on two questions, in this process."""
+    data = tmp_path / "mc_task.json"
+    data.write_text(json.dumps([ROW, ROW | {"question": "Which?"}]))
+
+    def command(*words: str) -> Path:
+        out = tmp_path / "out"
+        monkeypatch.setattr(
+            sys, "argv", ["truthfulqa", "--data", str(data), *words, "--out", str(out)]
+        )
+        truthfulqa.main()
+        return out
+
+    return command
+
+
+def write_items(path: Path, seed: int) -> str:
+    """Items of the two questions by a policy that is sure of the right one, in each form."""
+    rows = []
+    for i, question in enumerate(("What is it?", "Which?")):
+        problem = check_row(ROW | {"question": question}, "f:1")
+        found = {"logps": [-0.5, -9.0, -9.0, -9.0]}
+        for form, answers in shown_answers(problem, seed).items():
+            found[f"{form}_logps"] = [-0.5 if a == "Best" else -9.0 for a in answers]
+        rows.append({"index": i} | score_problem(problem, found, seed))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_samples_have_the_letters_of_their_own_seed(command, tmp_path):
+    """With seed 1 the first question has another order; its items are right in every form."""
+    samples = write_items(tmp_path / "items.jsonl", seed=1)
+    out = command("--samples", samples, "--seed", "1")
+    metrics = json.loads((out / "summary.json").read_text())["metrics"]
+    assert metrics["letters/accuracy"]["value"] == metrics["binary/accuracy"]["value"] == 1
+    with pytest.raises(ValueError, match=r"items.jsonl:\d: \w+_answer: .* pass .*--seed as they"):
+        command("--samples", samples)
+
+
+def test_samples_of_other_questions_are_refused(command, tmp_path):
+    samples = Path(write_items(tmp_path / "items.jsonl", seed=0))
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    swapped = [rows[0] | {"index": 1}, rows[1] | {"index": 0}]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in swapped))
+    message = "items.jsonl:1: question: expected 'Which\\?', got 'What is it\\?'"
+    with pytest.raises(ValueError, match=message):
+        command("--samples", str(samples))
+
+
+def test_a_limit_below_1_is_named(command):
+    with pytest.raises(ValueError, match="--limit expects 1 or more, got -1"):
+        command("--samples", str(Path(__file__)), "--limit", "-1")
 
 
 # ------------------------------------------------------------------------------------------------
