@@ -197,7 +197,7 @@ def main() -> None:
             out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out_dir, goes_on))
             if not (out_dir / "metrics.jsonl").exists():
-                write_run_config(config, out_dir)
+                write_run_config(config, out_dir, device=device, dtype=str(dtype))
                 (out_dir / "metrics.jsonl").touch()  # from here on the folder holds a run
         train(config, model, pairs, eval_pairs, out_dir, device)
         save_policy(config, model, tokenizer, out_dir)
@@ -441,6 +441,7 @@ def train(
         "number of ranks": ranks,
         "number of threads": torch.get_num_threads(),
         "version of torch": torch.__version__,
+        "dtype in use": str(model.compute_dtype or model.embed_tokens.weight.dtype),
         "kind of device": torch.cuda.get_device_name(device) if "cuda" in device else device,
     }
     resumes, inexact = config.resume or parallel.restarts(), config.inexact_resume

@@ -132,9 +132,12 @@ def refuse_run(out_dir: Path, resume: bool) -> None:
         raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
 
 
-def write_run_config(config: Any, out_dir: Path) -> None:
-    """config.json: every field, and how the run was started (names with an underscore)."""
-    about = {
+def write_run_config(config: Any, out_dir: Path, **chosen: str) -> None:
+    """config.json: every field, and how the run was started (names with an underscore).
+
+    chosen: what was made of fields that leave a choice, such as the device.
+    """
+    about = {f"_{name}": value for name, value in chosen.items()} | {
         "_argv": sys.argv,
         "_commit": git_commit(),
         "_python": sys.version.split()[0],

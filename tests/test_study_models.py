@@ -5,6 +5,7 @@ python -m pytest tests/test_study_models.py
 
 import pytest
 
+from data.pairs import length_limits
 from eval.study_models import MODEL_PLANS
 from model.config import parse_config
 from model.lora import TARGETS
@@ -61,7 +62,8 @@ def test_gaps_are_filled_from_one_recipe() -> None:
     for name in ("spl_chat", "spl_maths", "h_dpo"):
         config = recipe(name)
         assert config.lora_targets == TARGETS and len(TARGETS) == 7
-        assert (config.max_length, config.max_prompt_length) == (1024, 512)
+        limits = config.max_length, config.max_prompt_length, 32768
+        assert length_limits(*limits) == (1024, 512)
         assert config.schedule == "cosine"
     for name in ("spl_maths", "h_dpo"):  # a tenth of an epoch of 60,000 pairs, 16 a step
         assert recipe(name).warmup_steps == 60000 // 16 // 10 == MODEL_PLANS[name].pairs // 160
