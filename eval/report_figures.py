@@ -36,6 +36,7 @@ from eval.report_rows import (
     title,
     trained,
 )
+from eval.study_statistics import rates_note
 
 BETA_DPO, RESAMPLED = "dpo with beta'", "dpo, resampled"
 PALE = ("#7aa7cf", "#4a7dab")
@@ -120,6 +121,8 @@ def over_tau(rows: Sequence[Row]) -> list[Panel]:
     """Each measurement against tau, with what acts like a tau beside it."""
     names = [[text.replace("@N", f"@{samples_of(rows)}") for text in names] for names in BY_TAU]
     over = spread(rows, [name for name, *_ in names]) if rows else ""
+    if rates := rates_note([row for row in rows if row["kind"] == "test"]):
+        over += f"; {signs(rates)}"
     caption = (
         f"{over}. DPO with β′ stands at τ = β′ / β: the same weight on the policy's term, "
         "the reference left as it is. Resampled DPO is DPO's own distribution to the power 1 / τ, "

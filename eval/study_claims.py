@@ -42,6 +42,7 @@ from eval.study_statistics import (
     matched_numbers,
     process_rows,
     rank_numbers,
+    rates_note,
     read_values,
     samples_share,
     seed_row,
@@ -101,7 +102,8 @@ def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
     notes = list(dict.fromkeys(test.note for test in tests if test.note))
     if any(test.over == "seeds" for test in tests):
         notes.append("intervals of what is not kept for each problem are over seeds alone")
-    if rates := rates_note(own, cells):
+    used = set(cells)
+    if rates := rates_note([row for row in own if row["cell"] in used]):
         notes.append(rates)
     if claim.get("needs_plateau") and (short := count_short(own, cells)):
         notes.append(f"runs whose held-out loss was still falling: {short}")
@@ -127,23 +129,6 @@ def count_short(rows: Sequence[Row], cells: Sequence[str]) -> int:
     used = {policy_of(row) for row in rows if row["cell"] in set(cells)}
     trained = [row for row in rows if row["kind"] == "train" and policy_of(row) in used]
     return sum(not row["plateau"] for row in trained)
-
-
-def rates_note(rows: Sequence[Row], cells: Sequence[str]) -> str:
-    """Which policies behind these cells have another learning rate than the others, if any has."""
-    used = [row for row in rows if row["cell"] in set(cells) and row.get("rate")]
-    by_rate: dict[float, list[str]] = {}
-    for row in used:
-        names = by_rate.setdefault(row["rate"], [])
-        name = row["setting"] if row["family"] == "spl" else f"{row['family']} {row['setting']}"
-        if name not in names:
-            names.append(name)
-    if len(by_rate) < 2:
-        return ""
-    common = max(by_rate, key=lambda rate: len(by_rate[rate]))
-    others = (f"{', '.join(names)} at {rate:.3g} times" for rate, names in by_rate.items()
-              if rate != common)  # fmt: skip
-    return f"learning rates differ: {'; '.join(others)} the default, the others at {common:.3g}"
 
 
 def policy_of(row: Row) -> tuple:

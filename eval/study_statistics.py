@@ -140,6 +140,23 @@ def seed_row(setting: Setting, seed: int) -> Row:
     return next(iter(setting.values())) if is_only_base(setting) else setting[seed]
 
 
+def rates_note(rows: Sequence[Row]) -> str:
+    """Which policies have another learning rate than most of these, if any has."""
+    by_rate: dict[float, list[str]] = {}
+    for row in rows:
+        if row.get("rate"):
+            name = (
+                row["setting"] if row["family"] == "spl" else f"{row['family']}, {row['setting']}"
+            )
+            by_rate.setdefault(row["rate"], []).append(name)
+    if len(by_rate) < 2:
+        return ""
+    common = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    others = [f"{', '.join(dict.fromkeys(names))} at {rate:.3g} times"
+              for rate, names in sorted(by_rate.items()) if rate != common]  # fmt: skip
+    return f"learning rates differ: {'; '.join(others)} the default, the others at {common:.3g}"
+
+
 def coordinate(setting: Setting, x: str) -> float:
     """tau, alpha or beta of a setting, or the number behind a name in its label: "t" of "t 1.2"."""
     row = next(iter(setting.values()))
