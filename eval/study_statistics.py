@@ -145,10 +145,8 @@ def rates_note(rows: Sequence[Row]) -> str:
     by_rate: dict[float, list[str]] = {}
     for row in rows:
         if row.get("rate"):
-            name = (
-                row["setting"] if row["family"] == "spl" else f"{row['family']}, {row['setting']}"
-            )
-            by_rate.setdefault(row["rate"], []).append(name)
+            family = "" if row["family"] == "spl" else f"{row['family']}, "
+            by_rate.setdefault(row["rate"], []).append(family + row["setting"])
     if len(by_rate) < 2:
         return ""
     common = max(by_rate, key=lambda rate: len(by_rate[rate]))

@@ -66,6 +66,14 @@ def test_dpo_stands_in_the_families_that_are_made_of_it(verdict):
     assert frontier_series(own, "dpo, min-p", "entropy", "pass@1", 0).points == ()
 
 
+def test_a_policy_at_another_learning_rate_is_named(verdict):
+    """What stands apart by its rate is not apart by its tau alone."""
+    rows = [{**row, "rate": 3.0} if row["setting"] == "tau 2" else row for row in verdict]
+    (tau,) = panels(rows)["tau"]
+    assert "learning rates differ: τ 2 at 3 times the default, the others at 1." in tau.caption
+    assert "learning rates" not in panels(verdict)["tau"][0].caption
+
+
 def test_bins_of_seeds_are_weighed_by_their_counts():
     """3 votes at 0.5 right and 1 at 1: 2.5 of 4; two seeds, so the interval is of 2 votes."""
 
