@@ -26,7 +26,7 @@ from pathlib import Path
 
 from data.rows import check_text, describe
 from data.tokenizer import parse_json
-from eval.study_statistics import SELECTED, Selector, check_metric, split_metric
+from eval.study_values import SELECTED, Selector, check_metric, split_metric
 
 CLAIMS = Path(__file__).with_name("claims.json")
 PAPERS = ("SPL", "H-DPO", "ours")

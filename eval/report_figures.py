@@ -36,7 +36,7 @@ from eval.report_rows import (
     title,
     trained,
 )
-from eval.study_statistics import rates_note
+from eval.study_values import rates_note
 
 BETA_DPO, RESAMPLED = "dpo with beta'", "dpo, resampled"
 PALE = ("#7aa7cf", "#4a7dab")

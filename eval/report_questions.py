@@ -16,7 +16,8 @@ from eval.study_questions import (
     search_target,
     temperature_map,
 )
-from eval.study_statistics import Interval, MissingError
+from eval.study_statistics import Interval
+from eval.study_values import MissingError
 
 DIGITS = 3
 NONE = "–"

@@ -20,15 +20,8 @@ import numpy as np
 from eval import study_cells
 from eval.plots import read_json
 from eval.report_charts import INK, Colour
-from eval.study_statistics import (
-    MEASURED,
-    SHARES,
-    interval,
-    mean_numbers,
-    metric_values,
-    process_rows,
-    row_numbers,
-)
+from eval.study_statistics import interval, mean_numbers, row_numbers
+from eval.study_values import MEASURED, SHARES, metric_values, process_rows
 
 Row = Mapping[str, Any]
 Interval = tuple[float, float, float]  # value, low, high

@@ -49,7 +49,7 @@ from eval.study_cells import (
 from eval.study_models import MODEL_PLANS
 from eval.study_models_grid import ModelStudy, plan_study
 from eval.study_plans import PLANS, Plan
-from eval.study_statistics import MEASURED
+from eval.study_values import MEASURED
 from model import parallel
 from model.config import parse_config
 from model.run import git_commit, run_main

@@ -27,26 +27,28 @@ import numpy as np
 
 from eval.claims import KINDS, count_named, selector_text, test_text
 from eval.study_statistics import (
-    SHARES,
     Interval,
+    best_numbers,
+    clip,
+    covers,
+    interval,
+    matched_numbers,
+    rank_numbers,
+    samples_share,
+    setting_numbers,
+)
+from eval.study_values import (
+    SHARES,
     MissingError,
     Row,
     Selector,
     Setting,
-    best_numbers,
-    clip,
     coordinate,
-    covers,
     find_settings,
-    interval,
-    matched_numbers,
     process_rows,
-    rank_numbers,
     rates_note,
     read_values,
-    samples_share,
     seed_row,
-    setting_numbers,
     shared_seeds,
 )
 

@@ -17,16 +17,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from eval.study_statistics import (
-    Interval,
+from eval.study_statistics import Interval, paired_interval, seed_and_problem_interval
+from eval.study_values import (
     MissingError,
     Setting,
     coordinate,
     find_settings,
     metric_values,
-    paired_interval,
     read_values,
-    seed_and_problem_interval,
     shared_seeds,
 )
 

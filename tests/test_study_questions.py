@@ -13,7 +13,7 @@ from eval.study_questions import (
     search_target,
     temperature_map,
 )
-from eval.study_statistics import MissingError
+from eval.study_values import MissingError
 
 
 def measured(kind, correct, n=4, seed=0, **labels):

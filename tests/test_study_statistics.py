@@ -4,111 +4,33 @@ pytest tests/test_study_statistics.py
 """
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
 
-from eval.metrics import pass_at_k
 from eval.study_statistics import (
     DRAWS,
-    MissingError,
     best_numbers,
-    check_metric,
     clip,
-    coordinate,
     covers,
-    find_settings,
     interval,
     matched_numbers,
     mean_numbers,
-    metric_values,
     paired_interval,
-    pass_table,
-    process_rows,
     rank_numbers,
-    read_values,
     row_numbers,
     samples_share,
     seed_and_problem_interval,
-    seed_row,
-    shared_seeds,
 )
+from eval.study_values import MissingError
+from tests.test_study_values import PROBLEMS, row
 
 T = {2: 12.706, 5: 2.776}  # Student's t: 97.5th percentile with S - 1 degrees of freedom
-
-
-def row(family="spl", setting="tau 1", seed=0, kind="test", **more):
-    return {"cell": f"{family}/{setting}/{seed}/{kind}", "kind": kind, "family": family,
-            "setting": setting, "seed": seed, **more}  # fmt: skip
 
 
 def fixed(*numbers: float) -> np.ndarray:
     """One seed: numbers without noise, (..., 1 + DRAWS)."""
     return np.repeat(np.array(numbers, dtype=float)[:, None], 1 + DRAWS, axis=1)
-
-
-PROBLEMS = {
-    "difficulty": ["easy", "hard", "hard"],
-    "n": 4,
-    "correct": [4, 2, 0],
-    "valid": [2, 1, 0],
-    "distinct": [1, 2, 4],
-    "majority": [1.0, 0.5, 0.0],
-    "confidence": [1.0, 0.5, 0.25],
-    "brier": [0.0, 0.5, 1.125],
-    "entropy": [1.0, 2.0, 6.0],
-    "tokens": [10.0, 10.0, 20.0],
-}
-
-
-# ------------------------------------------------------------------------------------------------
-# a row -> values
-
-
-def test_values_by_hand() -> None:
-    """2 of 4 right: pass@2 = 1 - C(2, 2) / C(4, 2) = 5/6; 1 of 4: valid@2 = 1 - 3/6."""
-    one = row(problems=PROBLEMS, metrics={"opinions:mass": {"value": 0.9}})
-    expected = {
-        "pass@1": [1, 0.5, 0],
-        "pass@2/hard": [5 / 6, 0],
-        "valid@2": [5 / 6, 0.5, 0],
-        "unique": [0.25, 0.5, 1],
-        "majority/easy": [1],
-        "brier/hard": [0.5, 1.125],
-        "ece": [0, 0, -0.25],
-        "entropy": [1, 2, 6],
-        "entropy/token": [0.1, 0.2, 0.3],
-        "entropy/token/hard": [0.2, 0.3],
-        "tokens": [10, 10, 20],
-        "opinions:mass": 0.9,
-    }
-    for name, values in expected.items():
-        assert metric_values(one, name) == pytest.approx(np.array(values), abs=1e-12), name
-
-
-def test_what_a_row_does_not_have() -> None:
-    one = row(problems=PROBLEMS, metrics={})
-    for name in ("pass@5", "pass@1/medium", "opinions:mass", "votes"):
-        with pytest.raises(KeyError):
-            metric_values(one, name)
-    with pytest.raises(KeyError):
-        metric_values(row(metrics={}), "pass@1")  # a row without problems
-
-
-@pytest.mark.parametrize("name", ["pass", "pass@0", "unique@8", "pass@1/token", "pass@1/hardest",
-                                  "tokens/token", "", "Entropy", "opinions:",
-                                  "ece/hard"])  # fmt: skip
-def test_names_that_are_no_metric(name) -> None:
-    with pytest.raises(ValueError, match="test 1: expected pass@K"):
-        check_metric(name, "test 1")
-
-
-@pytest.mark.parametrize("n", [1, 7, 128])
-def test_pass_table_is_pass_at_k(n) -> None:
-    table = pass_table(n)
-    for c, k in product(range(0, n + 1, max(1, n // 9)), range(1, n + 1, max(1, n // 9))):
-        assert table[c, k - 1] == pytest.approx(pass_at_k(n, c, k), abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -295,67 +217,3 @@ def test_completions_needed_as_a_share() -> None:
     short = {0: row(problems={**PROBLEMS, "n": 3, "correct": [0, 3, 0]})}
     with pytest.raises(MissingError, match="pass@4/hard of spl/tau 1/0/test"):
         samples_share(short, theirs, [0], "pass@4/hard")
-
-
-# ------------------------------------------------------------------------------------------------
-# settings
-
-
-def test_settings_of_a_selector() -> None:
-    rows = [row(seed=s, tau=1.0, beta=0.1) for s in (0, 1)]
-    rows += [row(setting="tau 1, beta 0.3", tau=1.0, beta=0.3)]
-    rows += [row(setting="tau 2", tau=2.0, beta=0.1), row(kind="train", tau=1.0, beta=0.1)]
-    rows += [row("base", "base", kind="base", tau=None, beta=None)]
-    count = [
-        ({"family": "spl", "tau": 1, "beta": 0.1}, [2]),
-        ({"family": "spl", "beta": 0.1}, [2, 1]),
-        ({"family": "spl", "tau": [2, 3]}, [1]),
-        ([{"family": "base"}, {"family": "spl", "setting": "tau 2"}], [1, 1]),
-        ({"family": "f-dpo"}, []),
-    ]
-    for selector, sizes in count:
-        assert sorted(map(len, find_settings(rows, selector))) == sorted(sizes)
-    with pytest.raises(MissingError, match="one row of each seed"):
-        find_settings([*rows, rows[0]], {"family": "spl"})
-
-
-def test_what_depends_on_the_number_of_completions_is_compared_at_equal_ones() -> None:
-    """A control with fewer completions than the policies keeps what does not depend on it.
-
-    Nor does it bring a reference measured with as few, which would be a second one.
-    """
-    few = {**PROBLEMS, "n": 2, "correct": [2, 1, 0], "valid": [1, 1, 0]}
-    base, other = (row("base", "base", kind="base", source="tiny", problems=p)
-                   for p in (PROBLEMS, few))  # fmt: skip
-    own = {"process": "verdict", "source": "tiny"}
-    test = row(problems=PROBLEMS, **own)
-    control = row("dpo, resampled", "tau 2", kind="decode", problems=few, **own)
-    found = process_rows([base, other, test, control], "verdict")
-    assert found[:2] == [base, test] and len(found) == 3
-    assert metric_values(found[2], "pass@2/hard").tolist() == [1, 0]
-    for name in ("unique", "majority", "brier", "ece"):
-        with pytest.raises(KeyError):
-            metric_values(found[2], name)
-
-
-def test_seeds_that_all_have_and_the_only_base() -> None:
-    ours, theirs = ({s: row(seed=s) for s in some} for some in ((0, 1, 2), (1, 2, 3)))
-    base = {0: row("base", "base", kind="base")}
-    assert shared_seeds([ours, theirs, base]) == [1, 2]
-    assert shared_seeds([base]) == [0]
-    assert seed_row(base, 2) is base[0] and seed_row(ours, 2) is ours[2]
-    with pytest.raises(MissingError, match="a seed that all settings have"):
-        shared_seeds([ours, {9: row(seed=9)}])
-
-
-def test_coordinates() -> None:
-    assert coordinate({0: row(tau=1.2)}, "tau") == 1.2
-    assert coordinate({0: row(setting="tau 0.8, t 1.5", tau=0.8)}, "t") == 1.5
-    assert coordinate({0: row(setting="beta' 0.2", beta=0.2)}, "beta'") == 0.2
-    with pytest.raises(MissingError, match="t of spl/tau 1/0/test"):
-        coordinate({0: row()}, "t")
-
-
-def test_a_metric_that_is_not_there_names_the_cell() -> None:
-    with pytest.raises(MissingError, match="pass@9 of spl/tau 1/0/test"):
-        read_values({0: row(problems=PROBLEMS)}, [0], "pass@9")
