@@ -130,7 +130,8 @@ def wilson_interval(values: Sequence[float], z: float = 1.959963984540054) -> tu
     N, share = len(values), float(np.mean(values))
     centre = (share + z * z / (2 * N)) / (1 + z * z / N)
     half = z / (1 + z * z / N) * np.sqrt(share * (1 - share) / N + z * z / (4 * N * N))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return float(min(low, share)), float(max(high, share))  # of all ones it would end an ulp below
 
 
 def paired_difference(

@@ -90,7 +90,6 @@ def interval_row(values: Values | Statistic, name: str = "") -> Row:
         value = weighted_mean(values)
         share = not AMOUNTS.fullmatch(name) and np.ndim(values) == 1 and set(values) <= {0, 1}
         low, high = wilson_interval(values) if share else bootstrap_interval(values)
-        low, high = min(low, value), max(high, value)  # of all ones, it may end an ulp below 1
     return {"value": value, "low": low, "high": high}
 
 
