@@ -204,10 +204,12 @@ def frontier(rows: Sequence[Row]) -> list[Panel]:
         x, x_label, y, y_label = (text.replace("@N", f"@{samples_of(rows)}") for text in names)
         families = dict.fromkeys(family for family, _ in settings(rows) if family != TEMPERATURE)
         series = tuple(frontier_series(rows, f, x, y, i) for i, f in enumerate(families))
-        at = [point.x for one in series for point in one.points]
+        points = [point for one in series for point in one.points]
+        at = [point.x for point in points]
         if len(at) > 1:
             caption = f"{y_label} against {x_label.partition(',')[0]}"
-            log = x != KL and min(at) > 0 and max(at) > 4 * min(at)
+            least = min(end for p in points for end in (p.x, p.left) if end is not None)
+            log = x != KL and least > 0 and max(at) > 4 * min(at)  # few seeds: it may be below 0
             charts.append(Chart(caption, x_label + ", log scale" * log, y_label,
                                 tuple(s for s in series if s.points), log_x=log,
                                 size=LARGE))  # fmt: skip

@@ -237,3 +237,9 @@ def test_basic_interval_resamples_whole_rows() -> None:
     rows = np.stack([x, 3 * x], axis=1)
     assert basic_interval(rows, lambda r: (r[:, 0] @ r[:, 1]) / (r[:, 0] @ r[:, 0])) == (3, 3)
     assert basic_interval(rows[:, :, None], lambda r: float(r.shape == (8, 2, 1))) == (1, 1)
+
+
+def test_a_share_lies_in_its_interval():
+    """Centre and half for 10 of 10 add up to an ulp less than 1."""
+    for n in range(1, 50):
+        assert wilson_interval([0] * n)[0] == 0 and wilson_interval([1] * n)[1] == 1

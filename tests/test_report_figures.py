@@ -10,7 +10,15 @@ import math
 import pytest
 
 from eval.metrics import wilson_interval
-from eval.report_figures import bins_series, frontier_series, has_opinions, panels, tau_series
+from eval.report_charts import Panel, panel_html
+from eval.report_figures import (
+    bins_series,
+    frontier,
+    frontier_series,
+    has_opinions,
+    panels,
+    tau_series,
+)
 from eval.report_rows import by_tau, estimate, measured, parts
 from tests.study_example import rows
 
@@ -72,6 +80,24 @@ def test_a_policy_at_another_learning_rate_is_named(verdict):
     (tau,) = panels(rows)["tau"]
     assert "learning rates differ: τ 2 at 3 times the default, the others at 1." in tau.caption
     assert "learning rates" not in panels(verdict)["tau"][0].caption
+
+
+def test_an_axis_is_linear_where_an_interval_reaches_below_zero(verdict):
+    """Seeds at 0.1 and 0.9 have an interval of 0.5 +- 5 (Student's t of one degree: 12.7)."""
+    name = "diversity:input/distinct_2"
+
+    def panel(*of_tau_2: float) -> Panel:
+        rows = []
+        for row in measured(verdict):
+            value = of_tau_2[row["seed"]] if row["setting"] == "tau 2" else 0.1
+            rows.append({**row, "metrics": row["metrics"] | {name: {"value": value, "low": value,
+                                                                    "high": value}}})  # fmt: skip
+        return frontier(rows)[0]
+
+    assert "distinct-2, log scale" in [chart.x_label for chart in panel(0.5, 0.5).charts]
+    wide = panel(0.1, 0.9)
+    assert "distinct-2" in [chart.x_label for chart in wide.charts]
+    assert "distinct-2" in panel_html(wide, "frontier")  # it can be drawn
 
 
 def test_bins_of_seeds_are_weighed_by_their_counts():
