@@ -468,7 +468,8 @@ def train(
         evaluate(config, model, eval_pairs, eval_reference, step, metrics_file, device)
 
     def is_evaluated(step: int) -> bool:
-        return eval_pairs and (step in (0, total_steps) or is_due(step, config.eval_every))
+        due = step in (0, total_steps) or is_due(step, config.eval_every)
+        return due and bool(eval_pairs)
 
     if is_evaluated(first_step) and lacks_evaluation(metrics_file, first_step):
         evaluate_after(first_step)

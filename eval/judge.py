@@ -247,9 +247,9 @@ def ask_local(config: JudgeConfig, questions: Sequence[Question], out: Path) -> 
 
 def judge_chat_format(config: JudgeConfig, tokenizer: Tokenizer) -> ChatFormat:
     """The format of --judge_model, printed; a ValueError names the flag as it is called here."""
-    asked = config.judge_chat_format
+    asked = config.judge_model, tokenizer, config.judge_chat_format
     try:
-        found, reason = detect_chat_format(config.judge_model, tokenizer, asked)
+        found, reason = detect_chat_format(*asked)
     except ValueError as error:
         message = str(error).replace("--chat_format", "--judge_chat_format")
         raise ValueError(message) from None

@@ -17,7 +17,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from eval.study_statistics import Interval, paired_interval, seed_and_problem_interval
+from eval.study_statistics import (
+    Interval,
+    interval,
+    paired_interval,
+    seed_and_problem_interval,
+    setting_numbers,
+)
 from eval.study_values import (
     MissingError,
     Setting,
@@ -160,9 +166,8 @@ def temperature_map(
     found: dict[float, dict[float, Interval]] = {}
     for setting, temperature in sorted(settings, key=lambda one: one[1]):
         seeds = shared_seeds([setting])
-        values = read_values(setting, seeds, metric)
         by_temperature = found.setdefault(coordinate(setting, "tau"), {})
-        by_temperature[temperature] = seed_and_problem_interval(values)
+        by_temperature[temperature] = interval(setting_numbers(setting, seeds, metric))
     return dict(sorted(found.items()))
 
 
