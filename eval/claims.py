@@ -1,8 +1,8 @@
 """The claims that a study is to bear out or not: eval/claims.json, read and checked.
 
-A claim speaks of one process of labels on the embedded task, or of one plan on a real checkpoint.
-Kinds of test; a and b select settings (family, setting, tau, alpha, beta) among the rows of that
-process or plan, b may be missing where it is not used:
+A claim speaks of one process of labels on the embedded task, or of one plan: its a and b may then
+name a process each. Kinds of test; a and b select settings (family, setting, tau, alpha, beta,
+process) among the rows of that process or plan, b may be missing where it is not used:
 
     value        the metric of a
     difference   the metric of a minus that of b, by seed and problem
@@ -30,6 +30,7 @@ from eval.study_values import SELECTED, Selector, check_metric, split_metric
 
 CLAIMS = Path(__file__).with_name("claims.json")
 PAPERS = ("SPL", "H-DPO", "ours")
+TEXTS = ("family", "setting", "process")  # keys of a selector whose values are texts
 KINDS = {  # kind of test -> fewest settings of a and of b; 1: just one, 0: there is no b
     "value": (1, 0),
     "difference": (1, 1),
@@ -143,7 +144,7 @@ def check_selector(selector: object, where: str) -> None:
     for part in parts:
         check_keys(part, {"family"}, set(SELECTED), where)
         for key, value in part.items():
-            kinds = (str,) if key in ("family", "setting") else (int, float)
+            kinds = (str,) if key in TEXTS else (int, float)
             values = value if isinstance(value, list) else [value]
             if not values or any(type(one) not in kinds for one in values):
                 expected = "texts" if kinds == (str,) else "numbers"
@@ -177,12 +178,12 @@ def test_text(test: Mapping) -> str:
 
 
 def selector_text(selector: Selector) -> str:
-    """For example: spl tau 0.8, 1 beta 0.1."""
+    """For example: spl tau 0.8, 1 beta 0.1 of population, long."""
     if isinstance(selector, list):
         return " and ".join(map(selector_text, selector))
     words = []
     for key in (key for key in SELECTED if key in selector):
         values = selector[key] if isinstance(selector[key], list) else [selector[key]]
-        words += [] if key in ("family", "setting") else [key]
+        words += {"family": [], "setting": [], "process": ["of"]}.get(key, [key])
         words.append(", ".join(v if isinstance(v, str) else f"{v:g}" for v in values))
     return " ".join(words)

@@ -22,6 +22,7 @@ from eval.report_benchmarks import benchmarks_html
 from eval.report_charts import Panel, panel_html
 from eval.report_figures import panels
 from eval.report_pictures import draw_pictures
+from eval.report_processes import processes_html, processes_panels
 from eval.report_questions import questions_html
 from eval.report_rows import MEASURED, Row, Study, parts, read_study, samples_of, spread
 from eval.report_tables import cells_html, claims_html, matched_html, rates_html, samples_html
@@ -37,6 +38,7 @@ FIGURES = {  # the sections of figures, in their order
     "frontier": "Quality against diversity",
     "reliability": "Calibration",
     "opinions": "Opinions of a divided population",
+    "processes": "Processes side by side",
 }
 
 
@@ -49,12 +51,13 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one study with one label process, and their figures."""
+    """The rows of one study with one label process, or all of its rows, and their figures."""
 
     key: str  # in addresses and names of files
     title: str
     rows: list[Row]
     panels: Mapping[str, list[Panel]]  # section -> panels
+    study: Study
 
 
 def main() -> None:
@@ -89,7 +92,10 @@ def split(studies: Sequence[Study]) -> list[Part]:
             names = [study.plan] * (len(studies) > 1) + [process]
             key = "-".join([str(i)] * (len(studies) > 1) + [process])
             key = re.sub(r"[^\w-]+", "-", key)
-            found.append(Part(key, ", ".join(names), rows, panels(rows)))
+            found.append(Part(key, ", ".join(names), rows, panels(rows), study))
+        key, title = (f"{i}-all", study.plan) if len(studies) > 1 else ("all", "")
+        together = {"processes": processes_panels(study.rows)}
+        found.append(Part(key, title, study.rows, together, study))
     return found
 
 
@@ -108,11 +114,12 @@ def body(studies: Sequence[Study], found: Sequence[Part]) -> str:
     blocks = (claims_html(found, places) for found, places in zip(verdicts, anchors, strict=True))
     made.append(("claims", "Claims", joined(zip(names, blocks, strict=True))))
     for name, title in FIGURES.items():
-        blocks = ((part.title, figures_html(part, name)) for part in found)
+        blocks = ((part.title, figures_html(part, name)) for part in found if name in part.panels)
         made.append((name, title, joined(blocks)))
-    blocks = ((part.title, questions_html(part.rows)) for part in found)
+    single = [part for part in found if "processes" not in part.panels]
+    blocks = ((part.title, questions_html(part.rows, part.study.rows)) for part in single)
     made.append(("questions", "Open questions", joined(blocks)))
-    blocks = ((part.title, samples_html(part.rows)) for part in found)
+    blocks = ((part.title, samples_html(part.rows)) for part in single)
     made.append(("samples", "Completions side by side", joined(blocks)))
     tables = (cells_html(study.rows, places) for study, places in both)
     made.append(("cells", "All cells", joined(zip(names, tables, strict=True))))
@@ -139,7 +146,8 @@ def joined(blocks: Iterable[tuple[str, str]]) -> str:
 
 
 def figures_html(part: Part, name: str) -> str:
-    tables = {"training": rates_html, "benchmarks": benchmarks_html, "frontier": matched_html}
+    tables = {"training": rates_html, "benchmarks": benchmarks_html, "frontier": matched_html,
+              "processes": processes_html}  # fmt: skip
     figures = "".join(panel_html(p, f"{part.key}-{p.name}") for p in part.panels[name])
     return figures + (tables[name](part.rows) if name in tables else "")
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from eval.page import number, show, table
 from eval.report_rows import Row, by_tau, estimate, measured, trained
 from eval.study_questions import (
+    SEARCH,
     Rule,
     difficulty_rule,
+    search_gain,
     search_path,
     search_target,
     temperature_map,
@@ -23,13 +25,13 @@ DIGITS = 3
 NONE = "–"
 
 
-def questions_html(rows: Sequence[Row]) -> str:
-    """rows: of one process and its reference."""
+def questions_html(rows: Sequence[Row], among: Sequence[Row]) -> str:
+    """rows: of one process and its reference; among: of the whole study."""
     names = [row["process"] for row in rows if row.get("process")]
     if not names:
         return ""
-    parts = (difficulty_html, temperature_html, search_html)
-    return "".join(part(rows, names[0]) for part in parts)
+    html = difficulty_html(rows, names[0]) + temperature_html(rows, names[0])
+    return html + search_html(rows, names[0], among)
 
 
 def most_tries(rows: Sequence[Row]) -> int:
@@ -125,9 +127,9 @@ def temperature_html(rows: Sequence[Row], process: str) -> str:
 # search
 
 
-def search_html(rows: Sequence[Row], process: str) -> str:
-    """Of a process that was searched: the way, and where it ended."""
-    if "search" not in process:
+def search_html(rows: Sequence[Row], process: str, among: Sequence[Row]) -> str:
+    """Of a process that was searched: the way, where it ended, and the best of the grid."""
+    if not process.endswith(SEARCH):
         return ""
     try:
         path, target = search_path(trained(rows), process), search_target(rows)
@@ -145,4 +147,19 @@ def search_html(rows: Sequence[Row], process: str) -> str:
         "per completion. The last columns are those of the test problems.</p>\n"
     )
     columns = ("step", "τ", "entropy, nats", "minus the reference's", *names)
-    return f"<h3>A search for τ</h3>\n{about}{table(columns, lines)}"
+    html = f"<h3>A search for τ</h3>\n{about}{table(columns, lines)}"
+    return html + gain_table(among, process, names[1:])
+
+
+def gain_table(rows: Sequence[Row], process: str, names: Sequence[str]) -> str:
+    try:
+        gains = {name: search_gain(rows, process, name) for name in names}
+    except MissingError:
+        return ""
+    about = (
+        "<p>Beside the τ of the grid that is best on the same test problems, which is more than a "
+        "search can know; 95% intervals, paired.</p>\n"
+    )
+    lines = [(show(name), f"{found:g}", f"{best:g}", cell(gain))
+             for name, (found, best, gain) in gains.items()]  # fmt: skip
+    return about + table(("metric", "τ found", "best τ of the grid", "found − best"), lines)

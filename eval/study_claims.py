@@ -134,7 +134,7 @@ def count_short(rows: Sequence[Row], cells: Sequence[str]) -> int:
 
 
 def policy_of(row: Row) -> tuple:
-    return tuple(row.get(key) for key in ("family", "setting", "seed", "learning_rate"))
+    return tuple(row.get(key) for key in ("process", "family", "setting", "seed", "learning_rate"))
 
 
 def run_test(rows: Sequence[Row], test: Mapping) -> TestResult:

@@ -5,8 +5,8 @@
                   that is best for all. The rule is made on one half of the problems and judged on
                   the other, and the halves change places
     temperature   the sampling temperature that is best for each tau
-    search        the tau that a search went through towards the reference's entropy, and what it
-                  ended with beside the best tau of a grid
+    search        the tau that a search went through towards the reference's entropy, and what the
+                  last has more than the best tau of a grid
 
 Intervals are those of eval/study_statistics.py.
 """
@@ -37,6 +37,7 @@ from eval.study_values import (
 EDGES = (0.0, 1 / 16, 1 / 4, 1 / 2, 1.0)  # of the reference's pass rate, between the groups
 GRID = {"family": "spl", "beta": 0.1}
 HEATED = {"family": "spl, token temperature"}
+SEARCH = ", search"  # how the name of a searched process ends, behind that of its grid
 
 Row = Mapping
 
@@ -184,6 +185,25 @@ def search_path(rows: Sequence[Row], process: str) -> list[tuple[float, float]]:
     if not reached:
         raise MissingError(f"a search in {process}")
     return [(tau, float(np.mean(entropies))) for tau, entropies in reached.items()]
+
+
+def search_gain(rows: Sequence[Row], process: str, metric: str) -> tuple[float, float, Interval]:
+    """The tau that a search ended with, its grid's best, and what the first has more of the metric.
+
+    rows: of all processes; the grid's has the name in front of ", search". Its best is chosen by
+    the problems on which it is compared, which flatters it. Raises MissingError.
+    """
+    last = search_path(rows, process)[-1][0]
+    own = [row for row in rows if row.get("process") == process]
+    found = find_settings(own, GRID | {"tau": last})
+    grid, seeds = tau_grid(rows, process.removesuffix(SEARCH))
+    seeds = [seed for seed in seeds if found and seed in found[0]]
+    if not seeds:
+        raise MissingError("a seed that the search and its grid have")
+    values = [read_values(setting, seeds, metric) for setting in grid]
+    best = max(range(len(grid)), key=lambda i: float(np.mean(values[i])))
+    gain = paired_interval(read_values(found[0], seeds, metric), values[best])
+    return last, coordinate(grid[best], "tau"), gain
 
 
 def search_target(rows: Sequence[Row]) -> float:

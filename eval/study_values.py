@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 MEASURED = ("test", "decode", "base")  # kinds of rows
-SELECTED = ("family", "setting", "tau", "alpha", "beta")  # keys of a selector
+SELECTED = ("family", "setting", "tau", "alpha", "beta", "process")  # keys of a selector
 COUNTED = {"pass": "correct", "valid": "valid"}  # NAME@k -> the counts that it is computed from
 OF_N = ("distinct", "distinct_correct", "majority", "confidence", "brier")  # depend on how many
 # completions were drawn
@@ -73,10 +73,11 @@ def find_settings(rows: Sequence[Row], selector: Selector) -> list[Setting]:
     Raises MissingError if a setting has two rows of one seed.
     """
     parts = selector if isinstance(selector, list) else [selector]
-    found: dict[tuple[str, str], Setting] = {}
+    found: dict[tuple, Setting] = {}
     for row in rows:
         if row["kind"] in MEASURED and any(selects(part, row) for part in parts):
-            setting = found.setdefault((row["family"], row["setting"]), {})
+            name = (row.get("process"), row["family"], row["setting"])
+            setting = found.setdefault(name, {})
             if row["seed"] in setting:
                 twice = f"{setting[row['seed']]['cell']} and {row['cell']}"
                 raise MissingError(f"one row of each seed: there are {twice}")

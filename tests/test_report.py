@@ -38,7 +38,7 @@ def test_a_whole_study_has_every_section_and_no_link_leads_astray(text):
     read = Reader(text)
     assert [attributes["id"] for attributes, _ in read.of("section")] == [
         "run", "claims", "training", "pass", "tau", "frontier", "reliability", "opinions",
-        "questions", "samples", "cells"]  # fmt: skip
+        "processes", "questions", "samples", "cells"]  # fmt: skip
     links = [a["href"] for a, _ in read.of("a")]
     names = {a["id"] for _, a in read.elements if "id" in a}
     assert links[:2] == ["#run", "#claims"]

@@ -24,6 +24,7 @@ from eval.study_claims import (
     outcome_of,
 )
 from eval.study_models import MODEL_PLANS
+from eval.study_plans import PLANS
 from eval.study_statistics import Interval
 from tests.study_example import rows as example_rows
 from tests.test_claims import a_claim, a_test, spl
@@ -50,7 +51,8 @@ def made(seeds=3) -> list[dict]:
 
 
 def judge(*tests, rows=None, **more) -> study_claims.Verdict:
-    (verdict,) = judge_claims(made() if rows is None else rows, [a_claim(*tests, **more)])
+    claim = {key: value for key, value in a_claim(*tests, **more).items() if value is not None}
+    (verdict,) = judge_claims(made() if rows is None else rows, [claim])
     return verdict
 
 
@@ -319,6 +321,40 @@ def test_a_plan_has_the_settings_and_the_numbers_of_its_claims(plan) -> None:
     for verdict in judge_claims(rows, claims):
         assert verdict.verdict != NOT_MEASURED, verdict.note
         assert verdict.enough_seeds == (plan.name != "small")
+
+
+@pytest.mark.parametrize("plan", [p for p in PLANS.values() if "plan" in claims_for(p.name)[0]],
+                         ids=lambda plan: plan.name)  # fmt: skip
+def test_what_is_claimed_of_several_processes_is_among_the_cells_of_their_plan(plan) -> None:
+    scalars = {"metrics": {f"opinions:{name}": {"value": 0.5} for name in ("slope", "majority")}}
+    keys = ("family", "setting", "tau", "alpha", "beta")
+    rows = [
+        row(**{key: getattr(method, key) for key in keys}, seed=seed, process=grid.process.name)
+        | scalars
+        for grid in plan.grids
+        for method in grid.methods
+        for seed in range(grid.seeds)
+    ]
+    for one in rows:
+        one["problems"] |= {"n": 8, "correct": [8, 3]}
+    for verdict in judge_claims(rows, claims_for(plan.name)):
+        assert verdict.verdict != NOT_MEASURED, verdict.note
+        assert "settings of" not in verdict.note  # all that are named are there
+
+
+def test_two_processes_side_by_side() -> None:
+    """4 in one process, 2 in the other, at one tau and seed by seed; each has its own rate."""
+    rows = [row("spl", "tau 1", seed, numbers=numbers, process=process, tau=1, beta=0.1, rate=rate)
+            for process, numbers, rate in (("noise", 4.0, 1.0), ("calm", 2.0, 3.0))
+            for seed in range(3)]  # fmt: skip
+    both = {"a": {**spl(1), "process": "noise"}, "b": {**spl(1), "process": "calm"}}
+    verdict = judge(a_test(**both), rows=rows, process=None, plan="noise")
+    (found,) = verdict.tests
+    assert (found.value, found.seeds, found.outcome) == (2, 3, YES)
+    assert found.text == "entropy: spl tau 1 beta 0.1 of noise minus spl tau 1 beta 0.1 of calm > 0"
+    assert len(verdict.cells) == 6 and "learning rates differ" in verdict.note
+    either = judge(a_test(b=spl(1), a=both["a"]), rows=rows, process=None, plan="noise")
+    assert either.verdict == NOT_MEASURED and "there are 2" in either.note
 
 
 def test_values_of_problems_are_paired() -> None:

@@ -9,6 +9,7 @@ import pytest
 from eval.study_questions import (
     difficulty_rule,
     group_of,
+    search_gain,
     search_path,
     search_target,
     temperature_map,
@@ -93,3 +94,22 @@ def test_the_way_of_a_search():
     assert search_path(train, "s") == [(1.0, pytest.approx(5.1)), (2.0, pytest.approx(6.1))]
     rows = [base([0]) | {"validation_entropy": 6.5}]
     assert search_target(rows) == 6.5
+
+
+def test_what_a_search_found_beside_the_best_of_its_grid():
+    """The last tau, in seeds that both have; the grid's best is that of the metric."""
+    rows = [spl(tau, correct, seed) | {"process": "v"} for seed in (0, 1)
+            for tau, correct in ((1.0, [4, 0]), (2.0, [1, 1]))]  # fmt: skip
+    for tau, correct in ((1.0, [0, 0]), (1.5, [2, 1])):
+        process = {"process": "v, search"}
+        rows.append({"kind": "train", "tau": tau, "validation_entropy": 1.0, "seed": 0} | process)
+        rows += [spl(tau, correct, seed) | process for seed in (0, 1, 2)]
+    found, best, gain = search_gain(rows, "v, search", "pass@1")
+    assert (found, best, gain.value) == (1.5, 1.0, pytest.approx(-1 / 8))
+    assert gain.low < -1 / 8 < gain.high  # the two problems differ by -1/2 and 1/4
+    assert search_gain(rows, "v, search", "pass@4")[1] == 2.0  # solves both problems
+    with pytest.raises(MissingError, match="a search in w, search"):
+        search_gain(rows, "w, search", "pass@1")
+    other = [row for row in rows if row["process"] == "v" or row["kind"] == "train"]
+    with pytest.raises(MissingError, match="a seed that the search"):
+        search_gain(other, "v, search", "pass@1")
