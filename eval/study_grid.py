@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.study_cells import Cell, folder_of
+from eval.study_cells import FLAT, Cell, folder_of
 from eval.study_plans import TINY, Control, Grid, Method, Plan, Process, Source, spl
 
 TOKEN_LIMIT = "100"  # of a solution; the longest right one has about 60
@@ -73,9 +73,9 @@ def train_name(process: Process, method: Method, rate: float, seed: int) -> str:
 def chosen_rate(grid: Grid, method: Method, trained: Rows) -> float | None:
     """The only rate, or the one that seed 0 does best at; None as long as one has not been tried.
 
-    On held-out pairs that is the least loss. On validation problems it is 1, unless the pass@1 of
-    another is ahead by more than a standard error of the difference: else noise would choose, and
-    what is said of two tau might be true of two rates.
+    It is 1 unless another is ahead for certain: on validation problems by more than a standard
+    error of the difference in pass@1, on held-out pairs by more than FLAT of what the loss has
+    fallen. Else noise would choose, and what is said of two tau might be true of two rates.
     """
     if len(grid.rates) == 1:
         return grid.rates[0]
@@ -84,7 +84,10 @@ def chosen_rate(grid: Grid, method: Method, trained: Rows) -> float | None:
         return None
     rows = {rate: trained[name] for rate, name in names.items()}
     if grid.process.chosen_by == "eval/loss":
-        return min(rows, key=lambda rate: rows[rate]["curves"]["eval/loss"][-1])
+        losses = {rate: row["curves"]["eval/loss"] for rate, row in rows.items()}
+        best = min(losses, key=lambda rate: losses[rate][-1])
+        fall, ahead = losses[1.0][0] - losses[1.0][-1], losses[1.0][-1] - losses[best][-1]
+        return best if ahead > FLAT * fall else 1.0
     solved = {rate: np.array(row["validation"]) for rate, row in rows.items()}  # (P,) pass@1
     best = max(solved, key=lambda rate: solved[rate].mean())
     ahead = solved[best] - solved[1.0]
