@@ -41,8 +41,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data.problems import Problem, check_solution, draw_problem, draw_solution
-from data.rows import check_text, write_rows
-from data.rows import read_rows as read_numbered_rows
+from data.rows import check_text, read_rows, write_rows
 
 VOCAB_SIZE = 512
 OPINION_SHARE = 0.05  # of the SFT rows
@@ -233,11 +232,6 @@ def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The objects of a JSONL file; ValueError with file:line for anything else."""
-    return [row for _, row in checked_rows(path, {})]
-
-
 def checked_rows(path: Path, kinds: Mapping[str, type]) -> Iterator[tuple[str, dict]]:
     """(file:line, object) of a JSONL file whose rows have these keys, with values of the types.
 
@@ -245,7 +239,7 @@ def checked_rows(path: Path, kinds: Mapping[str, type]) -> Iterator[tuple[str, d
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a JSONL file, got {str(path)!r}: no such file")
-    for where, row in read_numbered_rows(path):
+    for where, row in read_rows(path):
         check_unicode(row, where)
         for key, kind in kinds.items():
             if type(row.get(key)) is not kind:

@@ -1,5 +1,6 @@
 """Where the tests find real models and data; a test that needs an absent one skips and says so."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def find_or_skip(path: Path, variable: str) -> Path:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import sample
-from data.synthetic import read_rows
 from eval import arithmetic
 from eval.plots import read_reliability
+from tests.conftest import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,7 +94,7 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
     for name, metric in summary["metrics"].items():
         if not name.startswith(("ece", "over")):  # an error may lie above its interval
             assert 0 <= metric["low"] <= metric["value"] <= metric["high"] <= 2
-    first = read_rows(tmp_path / "a" / "items.jsonl")[0]
+    first = read_jsonl(tmp_path / "a" / "items.jsonl")[0]
     assert first["correct"] == [True, True, False, False]
     assert first["valid"] == [True, False, False, False]
     assert first["answers"] == [7, 7, 8, 9]
@@ -132,7 +132,7 @@ def test_difficulties_and_floors_by_hand(tmp_path: Path) -> None:
         "distinct_correct/hard": 1 / 4,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
-    items = read_rows(tmp_path / "a" / "items.jsonl")
+    items = read_jsonl(tmp_path / "a" / "items.jsonl")
     assert [item["difficulty"] for item in items] == ["easy", "hard", "easy"]
 
 

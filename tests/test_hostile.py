@@ -22,7 +22,7 @@ from data.chat import detect_chat_format, template_fingerprint
 from data.problems import check_solution
 from data.prompts import read_prompts
 from data.rows import data_files, read_rows
-from data.synthetic import read_rows as read_results
+from data.synthetic import checked_rows
 from data.tokenizer import load_tokenizer
 from model import adapter, checkpoint
 from model.adapter import add_adapter, load_policy
@@ -507,7 +507,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
 def test_results_hold_nothing_that_cannot_be_written(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}\n')
     with pytest.raises(ValueError, match=r"a.jsonl:2: not Unicode, half a surrogate pair"):
-        read_results(tmp_path / "a.jsonl")
+        list(checked_rows(tmp_path / "a.jsonl", {}))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data.labels import label_by_coin, label_by_verdict, main, read_opinions, reward
-from data.synthetic import OPINIONS, opinion_rows, problem_rows, read_rows
+from data.synthetic import OPINIONS, opinion_rows, problem_rows
+from tests.conftest import read_jsonl
 
 PROBLEM = {"prompt": "3 and 4?", "answer": 7}
 RIGHT, OTHER = "3 + 4 = 7\n#### 7", "4 + 3 = 7\n#### 7"
@@ -114,16 +115,16 @@ def test_pairs_by_verdict_are_pinned(votes: list[str], digest: str, tmp_path: Pa
 def test_pairs_of_opinion_are_the_votes(process: str, tmp_path: Path) -> None:
     inputs, out = make_inputs(tmp_path), tmp_path / "out.jsonl"
     main(["--process", process, *inputs, "--out", str(out), "--pairs", "2"])
-    pairs = read_rows(out)
+    pairs = read_jsonl(out)
     counts = Counter((row["prompt"], row["chosen"], row["rejected"]) for row in pairs)
-    for row in read_rows(tmp_path / "opinions.jsonl"):
+    for row in read_jsonl(tmp_path / "opinions.jsonl"):
         first, second = row["answers"]
         assert counts[row["prompt"], first, second] == row["first_preferred"]
         assert counts[row["prompt"], second, first] == row["labels"] - row["first_preferred"]
     assert len(pairs) == 2 * 40 + 400 * len(OPINIONS)
     again = tmp_path / "again.jsonl"
     main(["--process", process, *inputs, "--out", str(again), "--pairs", "2", "--votes", "20"])
-    assert len(read_rows(again)) == 2 * 40 + 20 * len(OPINIONS)
+    assert len(read_jsonl(again)) == 2 * 40 + 20 * len(OPINIONS)
 
 
 def test_same_seed_same_coins_other_seed_other_coins(tmp_path: Path) -> None:
@@ -177,4 +178,4 @@ def test_an_opinion_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
 def test_the_folder_of_the_pairs_is_made(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.jsonl"
     main(["--process", "verdict", *make_inputs(tmp_path), "--out", str(out)])
-    assert len(read_rows(out)) > 400
+    assert len(read_jsonl(out)) > 400

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.synthetic import read_rows
 from data.tokenizer import load_tokenizer
 from eval import opinions
 from eval.opinions import count_labels, metric_values, theory_log_odds
@@ -20,11 +19,11 @@ from model.adapter import load_policy, save_adapter
 from model.checkpoint import load_model
 from model.lora import add_lora
 from model.objective import preference_loss
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_jsonl
 from tests.test_lora import scatter
 
 TINY = ROOT / "data" / "tiny"
-ROWS = read_rows(TINY / "opinions.jsonl")
+ROWS = read_jsonl(TINY / "opinions.jsonl")
 RUN = {"objective": "spl", "alpha": 0.2, "beta": 0.1, "label_smoothing": 0.0, "label_noise": 0.0,
        "sft_weight": 0.0, "eval_fraction": 0.05, "seed": 0, "adapter": None, "eval_data": None,
        "data": ["pairs.jsonl"]}  # fmt: skip
@@ -55,7 +54,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / "out"), *map(str, flags)])
         opinions.main()
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-        return read_rows(tmp_path / "out" / "items.jsonl"), summary
+        return read_jsonl(tmp_path / "out" / "items.jsonl"), summary
 
     return run
 

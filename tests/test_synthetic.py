@@ -15,7 +15,8 @@ import pytest
 import sentencepiece
 
 from data.problems import check_solution, is_held_out
-from data.synthetic import OPINIONS, grade_of, main, read_rows
+from data.synthetic import OPINIONS, grade_of, main
+from tests.conftest import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("validation", "test")  # that `grade` writes
@@ -68,23 +69,23 @@ def test_same_seed_same_bytes_other_seed_other_problems(corpus: Path, tmp_path: 
 
 
 def test_heldout_sums_are_in_no_other_file(corpus: Path) -> None:
-    heldout = [row["key"] for row in read_rows(corpus / "heldout.jsonl")]
-    problems = [row["key"] for row in read_rows(corpus / "problems.jsonl")]
+    heldout = [row["key"] for row in read_jsonl(corpus / "heldout.jsonl")]
+    problems = [row["key"] for row in read_jsonl(corpus / "problems.jsonl")]
     assert all(map(is_held_out, heldout)) and not any(map(is_held_out, problems))
-    prompts = {row["prompt"] for row in read_rows(corpus / "sft.jsonl")}
-    stories = {row["prompt"] for row in read_rows(corpus / "heldout.jsonl")}
+    prompts = {row["prompt"] for row in read_jsonl(corpus / "sft.jsonl")}
+    stories = {row["prompt"] for row in read_jsonl(corpus / "heldout.jsonl")}
     assert len(stories) == 60 and not stories & prompts
 
 
 def test_every_row_is_solved(corpus: Path) -> None:
     for name in ("heldout.jsonl", "problems.jsonl"):
-        for row in read_rows(corpus / name):
+        for row in read_jsonl(corpus / name):
             assert check_solution(row, row["completion"]) == (True, True)
 
 
 def test_sft_gives_both_answers_of_an_opinion_equally_often(corpus: Path) -> None:
     """1500 rows, 5% opinions, 12 questions with 2 answers: 1500 * 0.05 / 24 = 3.1, so 3 of each."""
-    rows = read_rows(corpus / "sft.jsonl")
+    rows = read_jsonl(corpus / "sft.jsonl")
     counts = Counter((row["prompt"], row["completion"]) for row in rows)
     assert len(rows) == 1500
     for prompt, first, second, _ in OPINIONS:
@@ -93,7 +94,7 @@ def test_sft_gives_both_answers_of_an_opinion_equally_often(corpus: Path) -> Non
 
 def test_opinion_labels_are_coin_flips_with_a_known_share(corpus: Path) -> None:
     """p_hat within 4 standard errors of p; both answers are the majority's equally often."""
-    rows = read_rows(corpus / "opinions.jsonl")
+    rows = read_jsonl(corpus / "opinions.jsonl")
     assert len(rows) == len(OPINIONS) >= 12
     for row in rows:
         assert row["labels"] >= 400 and row["p_hat"] == row["first_preferred"] / row["labels"]
@@ -140,7 +141,7 @@ def test_grade_command_deals_the_grades_in_turn(tmp_path: Path) -> None:
     command = ["grade", "--problems", write_jsonl(tmp_path / "problems.jsonl", rows)]
     command += ["--samples", write_jsonl(tmp_path / "s", samples[::-1]), "--out"]
     main([*command, str(tmp_path / "graded"), "--each", "2"])
-    validation, test = (read_rows(tmp_path / "graded" / f"{name}.jsonl") for name in FILES)
+    validation, test = (read_jsonl(tmp_path / "graded" / f"{name}.jsonl") for name in FILES)
     assert [int(row["key"]) for row in validation] == [0, 3, 2, 1, 6, 4]
     assert [int(row["key"]) for row in test] == [5, 9, 8, 7, 10, 11]
     assert [row["difficulty"] for row in validation + test] == ["easy", "medium", "hard"] * 4
@@ -176,7 +177,7 @@ def test_wrong_samples_end_with_one_message(
 
 def test_graded_problems_of_the_embedded_task() -> None:
     """50 of each grade in either file; held-out sums, solved, and no story twice."""
-    rows = [row for name in FILES for row in read_rows(ROOT / "data" / "tiny" / f"{name}.jsonl")]
+    rows = [row for name in FILES for row in read_jsonl(ROOT / "data" / "tiny" / f"{name}.jsonl")]
     assert [row["difficulty"] for row in rows] == ["easy", "medium", "hard"] * 100
     assert len({row["prompt"] for row in rows}) == 300
     for row in rows:
@@ -209,7 +210,7 @@ def test_tokenizer_gives_text_back(text: str, tokenizer) -> None:
 
 
 def test_words_and_chat_marks_are_cheap(corpus: Path, tokenizer) -> None:
-    rows = read_rows(corpus / "heldout.jsonl")
+    rows = read_jsonl(corpus / "heldout.jsonl")
     prompts = [f"\n\nHuman: {row['prompt']}\n\nAssistant:" for row in rows]
     assert sum(len(tokenizer.encode(text)) for text in prompts) / len(rows) < 45
     assert sum(len(tokenizer.encode(row["completion"])) for row in rows) / len(rows) < 40
