@@ -197,6 +197,7 @@ def save(figure: "Figure", out: str | Path) -> list[Path]:
         partial = file.with_name(file.name + ".partial")
         with style():
             figure.savefig(partial, format=suffix, metadata=metadata)
+        figure.set_layout_engine("none")  # what the first has laid out is good for the second
         files.append(partial.replace(file))
     return files
 

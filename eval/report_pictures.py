@@ -54,7 +54,7 @@ def draw_panel(panel: Panel) -> "Figure":
 def draw_chart(axes: "Axes", chart: Chart, named: set[str]) -> None:
     """named: the series of the panel's legend, to which those of this chart are added."""
     x, y = scales(chart)
-    for series in chart.series:
+    for series in (one for one in chart.series if drawn(one)):
         new = bool(series.name) and series.name not in named
         draw_series(axes, series, x, series.name if new else "_")
         if not chart.legend:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from eval.plots import save
 from eval.report_charts import LARGE, Chart, Panel, Point, Series, place_labels, scales
 from eval.report_pictures import draw_panel, draw_pictures
 
@@ -32,6 +33,16 @@ def test_axes_lines_and_labels_are_those_of_the_page():
         p.label for p, *_ in place_labels(CHARTS[0])
     ]
     assert first.get_title() == "first" and second.lines[-1].get_linestyle() == "--"
+
+
+def test_a_series_without_points_takes_no_room_and_is_named_where_it_has_some(tmp_path):
+    """An empty line that is not clipped would stand at the figure's corner, for the layout too."""
+    none = Series("b", COLOURS, (), band=False)
+    charts = (Chart("first", "k", "y", (BAND, none)), *CHARTS, Chart("last", "x", "y", (BAND,)))
+    figure = draw_panel(Panel("p", "P", charts, ""))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    save(figure, tmp_path / "p")
+    assert all(axes.get_position().width > 0.2 for axes in figure.axes)
 
 
 def test_one_legend_for_the_panel_names_each_series_once():
