@@ -496,12 +496,12 @@ def train(
             means.add(metrics, batch.pair_ids)
         means.reduce()
         grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-        grad_norm = parallel.whole(grad_norm)
-        skip = torch.maximum(skip, means.not_finite(grad_norm).to(skip.device))
+        means.set("grad_norm", parallel.whole(grad_norm))
+        skip = torch.maximum(skip, means.not_finite().to(skip.device))
         optimizer.found_inf = skip
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        log.add(Step(step + 1, means, grad_norm, lr, tokens, len(indices)))
+        log.add(Step(step + 1, means, lr, tokens, len(indices)))
 
         last = step + 1 == total_steps
         stopped = parallel.max_over_ranks(interrupt.asked)  # the number of the signal, or 0

@@ -44,7 +44,10 @@ class PairBatch:
 
     def sum_by_sequence(self, values: Tensor) -> Tensor:
         """(C,) per completion token -> (2B,) sums per completion."""
-        return values.new_zeros(len(self.lengths)).index_add(0, self.sequence_id, values)
+        zeros = values.new_zeros(len(self.lengths))
+        if values.device.type == "cuda":  # where index_add sums in an order of chance
+            return zeros.index_put((self.sequence_id,), values, accumulate=True)
+        return zeros.index_add(0, self.sequence_id, values)
 
 
 def pack_pairs(pairs: list[TokenPair], pair_ids: list[int]) -> PairBatch:

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from model.run import git_commit, run_main
+from model.run import git_commit, one_gpu, run_main
 
 QUESTIONS = ("logps", "train", "generate", "choices")
 PACKAGES = ("torch", "triton", "trl", "transformers", "peft", "accelerate", "lm_eval")
@@ -87,18 +87,24 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
         run()
         return time.perf_counter() - started
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream = torch.cuda.current_stream(device)
     torch.cuda.synchronize(device)
-    begin.record()
+    begin.record(stream)
     run()
-    end.record()
+    end.record(stream)
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1e3
 
 
-def run_module(module: str, words: Sequence[str], threads: int | None) -> str | None:
-    """`python -m module words` in a fresh process; out: the last line of its complaint, if any."""
+def run_module(module: str, words: Sequence[str], threads: int | None, device: str) -> str | None:
+    """`python -m module words` in a fresh process; out: the last line of its complaint, if any.
+
+    device: of which a GPU is the only one that the process sees, its `cuda`; others would take all.
+    """
     pinned = {} if threads is None else {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment = os.environ | {name: str(value) for name, value in pinned.items()}
+    if device.startswith("cuda"):
+        environment |= one_gpu(torch.device(device).index or 0)
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:

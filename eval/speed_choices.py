@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eval.mmlu import read_problems
 from eval.speed import (
@@ -122,8 +123,10 @@ def run_turn(engine: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """What one process says; ValueError with its complaint where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         asked, said = Path(folder) / "job.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(job | {"engine": engine}))
-        reason = run_module("eval.speed_ask", [str(asked), str(said)], job["threads"])
+        own = {"engine": engine, "device": torch.device(job["device"]).type}
+        asked.write_text(json.dumps(job | own))
+        words = [str(asked), str(said)]
+        reason = run_module("eval.speed_ask", words, job["threads"], job["device"])
         if reason is not None:
             raise ValueError(f"{engine} failed: {reason}")
         result = json.loads(said.read_text())

@@ -139,6 +139,9 @@ def choose_stop_ids(job: Job, after: float) -> list[int]:
         if left and counts[token] <= left:
             chosen.append(token)
             left -= counts[token]
+    del model
+    if job["device"].startswith("cuda"):
+        torch.cuda.empty_cache()  # the memory is for the processes that are timed
     return sorted(chosen)
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eval.speed import (
     choose_variants,
@@ -181,8 +182,9 @@ def run_process(job: Job) -> tuple[dict | None, str]:
     """What `run_variant` says in a fresh process, or None and the last line of its complaint."""
     with tempfile.TemporaryDirectory() as folder:
         asked, said = Path(folder) / "job.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(job))
-        reason = run_module("eval.speed_decode", [str(asked), str(said)], job["threads"])
+        asked.write_text(json.dumps(job | {"device": torch.device(job["device"]).type}))
+        words = [str(asked), str(said)]
+        reason = run_module("eval.speed_decode", words, job["threads"], job["device"])
         if reason is not None:
             return None, reason
         return json.loads(said.read_text()), ""

@@ -254,8 +254,9 @@ def run_turns(
 
 def run_process(fields: dict[str, Any], threads: int | None) -> tuple[dict | None, str]:
     """What eval.speed_step writes, or None and the last line of its complaint."""
-    words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    reason = run_module("eval.speed_step", words, threads)
+    own = fields | {"device": torch.device(fields["device"]).type}
+    words = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    reason = run_module("eval.speed_step", words, threads, fields["device"])
     if reason is not None:
         return None, reason
     return json.loads(Path(fields["out"]).read_text()), ""

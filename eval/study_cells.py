@@ -22,11 +22,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.rows import read_rows
 from model.resumable import settings_file
-from model.run import git_commit, write_text
+from model.run import git_commit, one_gpu, write_text
 from model.sampling import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,12 +113,9 @@ def run_command(
 
 
 def own_gpu() -> dict[str, str]:
-    """What shows a command one GPU alone: under torchrun that of the rank, where it has one."""
-    rank, count = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
-    if rank is None or not count:
-        return {}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[int(rank) % count]}
+    """Under torchrun a command sees the GPU of the rank alone, where it has one."""
+    rank = os.environ.get("LOCAL_RANK")
+    return {} if rank is None else one_gpu(int(rank))
 
 
 def go_on(command: Sequence[str]) -> list[str]:

@@ -22,7 +22,6 @@ from torch import Tensor
 Segment = tuple[int, int, int, int]
 
 MASKED_ROWS = 256  # a masked block has at most so many: beyond, what the mask hides costs too much
-VARLEN_HEAD_SIZE = 256  # of flash attention, at most
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,19 @@ def plan_attention(
     prefix counts as lying directly before it. before: how many keys of a prompt that was read
     before lie in front of the row's own; every segment continues them.
     """
-    half = like.dtype in (torch.bfloat16, torch.float16)
-    if like.device.type == "cuda" and half and head_dim <= VARLEN_HEAD_SIZE:
+    if like.device.type == "cuda" and varlen_fits(like.dtype, head_dim, like.device):
         return plan_sequences(segments, like.device, before)
     return plan_blocks(segments, window, like.device, before)
+
+
+def varlen_fits(dtype: torch.dtype, head_dim: int, device: torch.device | None = None) -> bool:
+    """Whether flash attention takes it: half precision, heads of 8, 16, ..., 256, sm_80 or newer.
+
+    device: none for a GPU that is not here, and new enough.
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    fits = half and head_dim % 8 == 0 and head_dim <= 256
+    return fits and (device is None or torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def plan_sequences(segments: list[Segment], device: torch.device, before: int = 0) -> Sequences:

@@ -26,6 +26,7 @@ class Means:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor | int] = {}
+        self.sent: tuple[Tensor, torch.cuda.Event | None] | None = None
         self.added: list[tuple[list[int], Metrics]] = []
 
     def add(self, metrics: Metrics, pair_ids: list[int]) -> None:
@@ -38,29 +39,53 @@ class Means:
             self.sums[name] = self.sums.get(name, 0.0) + total
             self.weights[name] = self.weights.get(name, 0) + weight
 
+    def set(self, name: str, value: Tensor) -> None:
+        """A number () that every rank has whole already."""
+        device = next(iter(self.sums.values())).device
+        self.sums[name], self.weights[name] = value.to(device), 1
+
     def reduce(self) -> None:
         """Take in what the other ranks have added, in one sum; every rank has the same names."""
         totals = sum_over_ranks(self.stack())
         self.sums = dict(zip(self.sums, totals[0], strict=True))
         self.weights = dict(zip(self.weights, totals[1], strict=True))
 
+    def send(self) -> None:
+        """Have the numbers brought to the host; what is added later is not read."""
+        self.sent = self.to_host()
+
+    def to_host(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The numbers in one piece, which are there when the event has come to pass."""
+        both, event = self.stack(), None
+        numbers = both.to("cpu", non_blocking=True)
+        if both.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(both.device))
+        return numbers, event
+
     def read(self) -> dict[str, float]:
-        """{name: mean} of every name with an element, brought to the host in one piece."""
+        """{name: mean} of every name with an element."""
         if not self.sums:
             return {}
-        rows = zip(self.sums, *self.stack().tolist(), strict=True)
+        numbers, event = self.sent or self.to_host()
+        if event is not None:  # of what is queued behind them nothing is waited for
+            event.synchronize()
+        rows = zip(self.sums, *numbers.tolist(), strict=True)
         return {name: total / weight for name, total, weight in rows if weight}
 
     def stack(self) -> Tensor:
         """(2, names) float64: the sums, and the weights."""
         device = next(iter(self.sums.values())).device
-        weights = [torch.as_tensor(weight, device=device) for weight in self.weights.values()]
+        weights = [  # a number is filled in: to copy one would make the host wait for the device
+            w if isinstance(w, Tensor) else torch.full((), float(w), device=device)
+            for w in self.weights.values()
+        ]
         both = torch.stack([v.double() for v in (*self.sums.values(), *weights)])
         return both.view(2, -1)
 
-    def not_finite(self, grad_norm: Tensor) -> Tensor:
+    def not_finite(self) -> Tensor:
         """1.0 where the loss or the gradient is no finite number, else 0.0, left on the device."""
-        return 1.0 - (self.sums["loss"] + grad_norm).isfinite().float()
+        return 1.0 - (self.sums["loss"] + self.sums["grad_norm"]).isfinite().float()
 
     def broken_pairs(self) -> list[tuple[int, dict[str, float]]]:
         """(pair, its terms) of every pair of this rank with a term that is no finite number."""
@@ -80,8 +105,7 @@ class Step:
     """What is known of a step when its work has been handed to the device."""
 
     number: int
-    means: Means
-    grad_norm: Tensor  # ()
+    means: Means  # grad_norm among them
     lr: float
     tokens: int
     pairs: int
@@ -100,6 +124,7 @@ class StepLog:
         self.since = time.perf_counter()
 
     def add(self, step: Step) -> None:
+        step.means.send()
         self.flush()
         self.waiting = step
         if not self.device.startswith("cuda"):
@@ -110,7 +135,7 @@ class StepLog:
         step, self.waiting = self.waiting, None
         if step is None:
             return
-        record = step.means.read() | {"grad_norm": step.grad_norm.item()}
+        record = step.means.read()
         what = f"step {step.number}: loss {record['loss']}, gradient norm {record['grad_norm']}"
         check_finite(f"{what}; nothing was updated", record, step.means, self.data)
         now = time.perf_counter()

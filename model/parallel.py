@@ -40,10 +40,14 @@ def init_distributed() -> None:
     store, number, size = next(dist.rendezvous("env://"))
     # torchrun keeps its store when it starts the ranks again: those of before are not to be found
     store = dist.PrefixStore(f"start-{restarts()}", store)
-    # gloo for tensors of the host, NCCL for those of a GPU
-    dist.init_process_group(store=store, rank=number, world_size=size)
+    dist.init_process_group(backends(), store=store, rank=number, world_size=size)
     if rank():
         sys.stdout = open(os.devnull, "w")
+
+
+def backends() -> str:
+    """gloo for tensors of the host and NCCL for those of a GPU; unasked, torch takes NCCL alone."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def end_distributed() -> None:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.attention import VARLEN_HEAD_SIZE, Segment, attend, attend_sequences, plan_sequences
+from model.attention import Segment, attend, attend_sequences, plan_sequences, varlen_fits
 from model.logps import CPU_CACHE_BYTES, CPU_CHUNK_ROWS, TokenStats, chunks
 from model.lora import adapters_disabled
 from model.transformer import PackedBatch, Transformer
@@ -275,10 +275,11 @@ def stand_in_for_attention(
     A query that sees a key takes 4 E operations in each head going forward, and 10 E going back,
     where their score is made again.
     """
-    config, half = model.config, compute_dtype(model) in HALF
+    config = model.config
     seen = seen_keys(segments, config.sliding_window) * config.num_attention_heads * config.head_dim
     tracker.flop["attention"] += 10 * seen * len(model.layers)
-    varlen = tracker.device_type == "cuda" and half and config.head_dim <= VARLEN_HEAD_SIZE
+    on_cuda = tracker.device_type == "cuda"
+    varlen = on_cuda and varlen_fits(compute_dtype(model), config.head_dim)
     sequences = plan_sequences(segments, torch.device("meta")) if varlen else None
 
     def attend_on_device(

@@ -101,6 +101,18 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
     return device, DTYPES[dtype]
 
 
+def one_gpu(index: int) -> dict[str, str]:
+    """What shows a process one GPU alone, the index-th of those seen here, counted round.
+
+    Nothing where there is none.
+    """
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[index % count]}
+
+
 def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[str]) -> Path:
     """The run folder: the one that was asked for, or a new one under runs/, numbered where taken.
 

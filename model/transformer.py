@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Plan, Segment, attend, attend_batch, plan_attention
 from model.cache import PagedCache, PromptKeys
-from model.logps import HeadOptions, TokenStats, token_logps
+from model.logps import HeadOptions, TokenStats, token_logps, wide_product, widens
 
 
 @dataclass(frozen=True)
@@ -321,6 +321,8 @@ class Transformer(nn.Module):
             return self.read_out(self.hidden_states(input_ids, positions))  # (B, T, V)
         hidden = self.hidden_states(input_ids, cache.positions(input_ids), cache=cache)
         cache.advance()
+        if widens(hidden) and not self.config.scalar_head:  # float32 logits, as token_logps has
+            return wide_product(hidden[:, -1], self.lm_head.weight.to(hidden.dtype).T)  # (B, V)
         return self.read_out(hidden[:, -1:])[:, 0]  # (B, V)
 
     def read_out(self, hidden: Tensor) -> Tensor:
@@ -364,6 +366,7 @@ class Transformer(nn.Module):
     def new_cache(self, pages: int) -> PagedCache:
         """An empty cache of so many pages."""
         config, weight = self.config, self.embed_tokens.weight
+        mesh = getattr(weight, "device_mesh", None)  # a shard may rest on the host, and computes
         return PagedCache(
             config.num_hidden_layers,
             config.num_attention_heads,
@@ -371,7 +374,7 @@ class Transformer(nn.Module):
             config.head_dim,
             pages,
             self.compute_dtype or weight.dtype,
-            weight.device,
+            weight.device if mesh is None else mesh.device_type,  # on its mesh's kind of device
         )
 
     def initial_weights(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -12,9 +12,15 @@ SHARED = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared"))
 MODELS = Path(os.environ.get("MODELS_DIR", ROOT.parent / "models"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU is seen by the tests marked `gpu` alone: the others compare with numbers of the CPU."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs a CUDA device")
+        skip = pytest.mark.skip(reason="needs a CUDA device, and pytest -m gpu")
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)

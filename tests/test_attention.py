@@ -17,6 +17,7 @@ from model.attention import (
     plan_attention,
     plan_blocks,
     plan_sequences,
+    varlen_fits,
 )
 
 HEADS = [(3, 3), (4, 2), (5, 1)]  # (H, K)
@@ -167,6 +168,21 @@ def test_each_row_of_a_batch_is_causal(heads, window, dtype):
     out = attend_batch(query, key, value, window)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "capability", "fits"),
+    [
+        (torch.bfloat16, 128, (9, 0), True), (torch.float16, 256, (8, 0), True),
+        (torch.bfloat16, 100, (9, 0), False),  # OpenLLaMA 3B: no multiple of 8
+        (torch.bfloat16, 264, (9, 0), False), (torch.float32, 128, (9, 0), False),
+        (torch.bfloat16, 128, (7, 5), False), (torch.bfloat16, 64, None, True),
+    ],
+)  # fmt: skip
+def test_what_flash_attention_takes(dtype, head_dim, capability, fits, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    device = None if capability is None else torch.device("cuda")
+    assert varlen_fits(dtype, head_dim, device) == fits
 
 
 def test_causal_mask_by_hand():

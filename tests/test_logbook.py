@@ -59,10 +59,19 @@ class Bar:
         self.fields = fields
 
 
-def step_of(number: int, loss: float) -> Step:
+def step_of(number: int, loss: float, grad_norm: float = 2.0) -> Step:
     means = Means()
     means.add({"loss": torch.tensor([loss, 1.0])}, [0, 1])
-    return Step(number, means, torch.tensor(2.0), 1e-3, 100, 2)
+    means.set("grad_norm", torch.tensor(grad_norm))
+    return Step(number, means, 1e-3, 100, 2)
+
+
+def test_what_was_sent_is_what_is_read():
+    """Numbers go to the host when a step has been handed over, and are read a step later."""
+    means = step_of(1, 3.0).means
+    means.send()
+    means.add({"loss": torch.tensor([100.0])}, [2])
+    assert means.read() == {"loss": 2.0, "grad_norm": 2.0}
 
 
 @pytest.mark.parametrize(("device", "written"), [("cpu", [1, 2]), ("cuda", [1])])
@@ -85,9 +94,9 @@ def test_a_step_that_is_no_number_is_named_and_not_written(tmp_path):
 
     log = StepLog(tmp_path / "metrics.jsonl", Bar(), [Pair, Pair], "cpu")
     broken = step_of(7, math.nan)
-    assert broken.means.not_finite(torch.tensor(1.0)).item() == 1.0
-    assert step_of(7, 1.0).means.not_finite(torch.tensor(1.0)).item() == 0.0
-    assert step_of(7, 1.0).means.not_finite(torch.tensor(math.inf)).item() == 1.0
+    assert broken.means.not_finite().item() == 1.0
+    assert step_of(7, 1.0).means.not_finite().item() == 0.0
+    assert step_of(7, 1.0, math.inf).means.not_finite().item() == 1.0
     with pytest.raises(ValueError, match=r"step 7: loss nan.*1 pairs: pair 0 \(pairs.jsonl:3\)"):
         log.add(broken)
     assert not read_records(tmp_path / "metrics.jsonl")

@@ -17,9 +17,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.distributed.distributed_c10d import Backend, BackendConfig
 
 from model.adapter import load_policy
 from model.logbook import read_records
+from model.parallel import backends
 from tests.conftest import ROOT
 from tests.test_transformer import save_witness
 
@@ -350,3 +352,11 @@ def test_one_rank_of_nccl_is_one_process(one, options, tmp_path):
         words[words.index("--out_dir") + 1] = tmp_path / name
         succeed(run([words], tmp_path))
     assert_same_records(tmp_path / "plain", tmp_path / "rank")
+
+
+def test_tensors_of_the_host_have_a_way_beside_those_of_a_gpu(monkeypatch):
+    """Where torch is not told, a machine with a GPU gets NCCL alone, and no JSON is gathered."""
+    assert backends() == "gloo"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    found = BackendConfig(Backend(backends())).get_device_backend_map()
+    assert found == {"cpu": "gloo", "cuda": "nccl"}
