@@ -7,6 +7,7 @@ machine; nothing here asks for CUDA_HOME, and `compile_source` works without a G
 import ctypes
 import functools
 import re
+import sys
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
 from pathlib import Path
@@ -20,10 +21,14 @@ from torch import Tensor
 
 @functools.cache
 def nvrtc() -> ctypes.CDLL:
-    """A wheel's beside torch, or else the one that the loader knows; of torch's CUDA version."""
+    """A wheel's, beside torch first, or else the one that the loader knows; of torch's CUDA."""
     major = (torch.version.cuda or "").partition(".")[0]
-    packages = Path(torch.__file__).parents[1] / "nvidia"
-    wheels = sorted(packages.glob(f"*/lib/libnvrtc.so.{major}*"), reverse=True)
+    packages = dict.fromkeys([Path(torch.__file__).parents[1], *map(Path, sys.path)])
+    wheels = [
+        file
+        for folder in packages
+        for file in sorted(folder.glob(f"nvidia/*/lib/libnvrtc.so.{major}*"), reverse=True)
+    ]
     for candidate in [*wheels, f"libnvrtc.so.{major}"]:
         try:
             if isinstance(candidate, Path):
@@ -34,7 +39,7 @@ def nvrtc() -> ctypes.CDLL:
         except OSError:
             continue
     raise RuntimeError(
-        f"no libnvrtc.so.{major or '*'} in {packages}/*/lib nor where the loader looks: "
+        f"no libnvrtc.so.{major or '*'} in nvidia/*/lib beside torch nor where the loader looks: "
         "PyTorch's CUDA wheel brings it, and so does `pip install nvidia-cuda-nvrtc`"
     )
 

@@ -86,6 +86,7 @@ def token_logps(
     V = head_weight.shape[0]
     assert head_weight.shape[1] == D, f"hidden {tuple(hidden.shape)}, head {(V, D)}"
     assert targets.shape == (C,), f"targets {tuple(targets.shape)} for {C} rows"
+    assert targets.dtype == torch.int64, f"targets {targets.dtype}, the kernel reads int64"
     assert options.kernel in HEAD_KERNELS, options
     if with_gradient is None:
         recomputed = head_weight.requires_grad or entropy_gradient
@@ -227,7 +228,8 @@ def gradient_memory(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def empty_stats(hidden: Tensor) -> TokenStats:
-    return TokenStats(*(hidden.new_empty(len(hidden), dtype=wide_dtype(hidden)) for _ in range(3)))
+    C, dtype = hidden.shape[0], wide_dtype(hidden)  # len() would fix C under torch.compile
+    return TokenStats(*(hidden.new_empty(C, dtype=dtype) for _ in range(3)))
 
 
 def at(stats: TokenStats, rows: slice) -> TokenStats:

@@ -321,7 +321,8 @@ class Transformer(nn.Module):
             return self.read_out(self.hidden_states(input_ids, positions))  # (B, T, V)
         hidden = self.hidden_states(input_ids, cache.positions(input_ids), cache=cache)
         cache.advance()
-        if widens(hidden) and not self.config.scalar_head:  # float32 logits, as token_logps has
+        plain = self.config.scalar_head or torch.is_grad_enabled()  # mm to float32 has no backward
+        if widens(hidden) and not plain:  # float32 logits, as token_logps has them
             return wide_product(hidden[:, -1], self.lm_head.weight.to(hidden.dtype).T)  # (B, V)
         return self.read_out(hidden[:, -1:])[:, 0]  # (B, V)
 

@@ -60,6 +60,8 @@ def assert_clean(log: str):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_nvrtc_alone_compiles_it(arch, with_nvrtc, monkeypatch, tmp_path):
+    if int(arch.removeprefix("sm_")) not in cuda.supported_archs():
+        pytest.skip(f"this NVRTC is older than {arch}")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvcc
@@ -566,8 +568,9 @@ def test_the_drivers_errors_have_names():
 def test_compute_sanitizer_finds_nothing(tool):
     if not shutil.which("compute-sanitizer"):
         pytest.skip("compute-sanitizer is not on the PATH")
-    tests = ["-k", "gpu and (129 or nan or alignment)", str(Path(__file__))]
+    tests = ["-k", "129 or nan or alignment", str(Path(__file__))]
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-    command += [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    command += [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d passed", done.stdout), done.stdout[-3000:]

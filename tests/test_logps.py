@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from model import logps
 from model.logps import HeadOptions, token_logps, token_logps_ref
@@ -313,3 +314,17 @@ def test_the_cuda_kernel_against_float64(C, V, dtype, train_head):
         if two is not None:
             assert torch.equal(one, three), "the head is the same in every run"
             assert (one.cpu().double() - two).norm() <= rounding * two.norm()
+
+
+def test_a_count_of_rows_is_not_compiled_in():
+    """Batches of other sizes take the graph that is there: their number is an argument of it."""
+    counter, weight = CompileCounter(), torch.randn(11, 6)
+
+    def head(hidden, targets):
+        return token_logps(hidden, weight, targets).logps
+
+    compiled = torch.compile(head, backend=counter, dynamic=True)
+    for C in (5, 6, 9):
+        hidden, targets = torch.randn(C, 6), torch.randint(11, (C,))
+        assert torch.equal(compiled(hidden, targets), head(hidden, targets))
+    assert counter.frame_count == 1
