@@ -49,6 +49,7 @@ BY_TAU = (  # metric, title, y axis; N stands for the completions of a problem
     ("pass@N/hard", "pass@N, hard problems", "fraction of problems"),
     ("majority", "Majority vote", "fraction of problems"),
     ("valid@1", "valid@1: every equation true", "fraction of completions"),
+    ("arithmetic:no_answer", "Without an answer", "share of completions"),
     ("unique", "Unique completions", "share of completions"),
     ("diversity:input/distinct_2", "distinct-2", "share of bigrams"),
     ("diversity:input/self_bleu", "self-BLEU (low is diverse)", "BLEU-4, 0 to 1"),

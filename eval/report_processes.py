@@ -37,6 +37,7 @@ SHOWN = (  # metric, title, y axis; N stands for the completions of a problem
     ("pass@1", "pass@1", "fraction of problems"),
     ("pass@N", "pass@N", "fraction of problems"),
     ("valid@1", "valid@1: every equation true", "fraction of completions"),
+    ("arithmetic:no_answer", "Without an answer", "share of completions"),
     ("unique", "Unique completions", "share of completions"),
     ("opinions:mass", "Mass on the two answers", "probability"),
     (SLOPE, "Slope of opinions on theory", "slope; theory: 1"),
