@@ -80,6 +80,19 @@ def test_the_cached_path_is_the_plain_forward(window):
         assert completion.logps == pytest.approx(logps.sum().item(), abs=1e-4)
 
 
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_half_precision_draws_from_float32_logits_on_a_gpu():
+    """The products' float32 sums, not rounded: as near to float64 as the hidden states allow."""
+    model = random_model(torch.bfloat16).to("cuda")
+    prompt = torch.randint(77, (1, 9), device="cuda")
+    cache = model.new_cache(pages=4)
+    _, logits = prefill(model, prompt[0].tolist(), cache)
+    assert logits.dtype == torch.float32 and logits.is_cuda
+    torch.testing.assert_close(logits, model(prompt)[:, -1].float(), rtol=0.02, atol=0.02)
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 @torch.inference_mode()
 def test_decoding_continues_a_prompt():
     """Prompts of 3 and of 70 tokens (two pages), 2 rows and 1 row, in float64."""

@@ -6,6 +6,7 @@ pytest tests/test_transformer.py
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -307,6 +308,14 @@ def test_trained_float32_weights_compute_in_bfloat16():
     torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
     rough.sum().backward()
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_policy_that_rests_on_the_host_has_its_cache_where_it_computes():
+    """--cpu_offload: a shard lies on the CPU and names the mesh on which it is gathered."""
+    model = Transformer(ModelConfig(97, 32, 48, 2, 4, 2, 8))
+    assert model.new_cache(2).keys.device.type == "cpu"
+    model.embed_tokens.weight.device_mesh = SimpleNamespace(device_type="meta")
+    assert model.new_cache(2).keys.device.type == "meta"
 
 
 def test_init_is_a_function_of_the_seed():
