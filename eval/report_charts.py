@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from eval.page import Axis, number, plain, rule, show, svg_text, ticks, widened
 
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 42  # around what is drawn, in a chart's units: pixels
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 10, 42  # around what is drawn, in a chart's units: pixels
 SMALL, LARGE = (360, 250), (430, 330)  # width and height of a chart
 LETTER, LINE = 6.4, 12.0  # about the width of a letter of a label and the height of a line
 CORNERS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))

@@ -39,14 +39,14 @@ def places(svg: str) -> list[tuple[float, float]]:
 
 
 def test_points_of_a_log_axis_by_hand():
-    """x from 1 to 16 is 0 to 4 in doublings, with 4% room: [-0.16, 4.16] over 50 to 346.
+    """x from 1 to 16 is 0 to 4 in doublings, with 4% room: [-0.16, 4.16] over 60 to 346.
 
-    So 1 is at 50 + 0.16 / 4.32 * 296 = 60.96 and 4 in the middle, at 198. y is from 0 to 1, with
+    So 1 is at 60 + 0.16 / 4.32 * 286 = 70.59 and 4 in the middle, at 203. y is from 0 to 1, with
     its ends at 208 and 10, so 0.25 is at 158.5.
     """
     svg = chart_svg(chart(line(Point(1, 0), Point(4, 0.25), Point(16, 1)), log_x=True))
-    assert places(svg) == [(60.96, 208), (198, 158.5), (335.04, 10)]
-    assert '<path class="curve" d="M60.96 208.0L198.0 158.5L335.04 10.0"/>' in svg
+    assert places(svg) == [(70.59, 208), (203, 158.5), (335.41, 10)]
+    assert '<path class="curve" d="M70.59 208.0L203.0 158.5L335.41 10.0"/>' in svg
 
 
 def test_ticks_of_a_log_axis_keep_1_and_leave_each_other_room():
