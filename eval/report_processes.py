@@ -132,7 +132,7 @@ def says(rows: Sequence[Row], name: str) -> bool:
 
 
 def named(rows: Sequence[Row], only: Sequence[str] = ()) -> list[tuple[str, str, str]]:
-    """What is shown, with the number of completions in its place."""
-    n = str(samples_of(measured(rows)))
+    """What is shown, with the number of completions that every process has in its place."""
+    n = min((samples_of(measured(own)) for own in by_process(rows).values()), default=0)
     return [(name.replace("@N", f"@{n}"), title.replace("@N", f"@{n}"), unit)
             for name, title, unit in SHOWN if not only or name in only]  # fmt: skip
