@@ -63,6 +63,7 @@ from model.lora import TARGETS
 from model.objective import (
     DIVERGENCES,
     OBJECTIVES,
+    ONE_MODEL,
     answer_mass,
     objective_loss,
     reward_objective,
@@ -96,7 +97,6 @@ AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
                  "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
-ONE_MODEL = ("sft", "reward")  # objectives without a reference policy
 UNUSED = {  # flags without a meaning
     "sft": (
         ("alpha", "beta", "label_noise", "label_smoothing", "sft_weight", "reference"),
@@ -551,9 +551,9 @@ def compute_losses(
         losses, metrics = reward_objective(model(batch=batch), config.label_smoothing)
         metrics |= {"lengths/chosen": chosen_lengths, "lengths/rejected": rejected_lengths}
         return losses, metrics
-    if config.objective != "sft" and reference is None:
+    if config.objective not in ONE_MODEL and reference is None:
         ref_logps = reference_logps(model, batch)  # (2B,)
-    elif config.objective != "sft":
+    elif config.objective not in ONE_MODEL:
         ref_logps = reference[batch.pair_ids].T.flatten()  # (2B,)
         ref_logps = to_device(ref_logps, batch.lengths.device)
     stats = model(batch=batch)
@@ -673,7 +673,8 @@ def report(
     print(f"\nsaved in {out_dir}; to go on:\n  python sample.py {policy}")
     if config.data == (EMBEDDED,):
         print(f"  python -m eval.arithmetic {policy} --out {out_dir}/eval")
-        print("  python train.py --objective h_dpo --alpha 0.9    the other side of tau = 1")
+        if config.objective == "spl":
+            print("  python train.py --objective h_dpo --alpha 0.9    the other side of tau = 1")
         print("  python train.py --model DIR --data PAIRS.jsonl   your model and your pairs")
 
 

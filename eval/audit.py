@@ -50,8 +50,6 @@ def check_flags(config: AuditConfig, settings: Settings) -> None:
         raise ValueError("--adapter and --policy exclude each other: both are the policy")
     if config.on not in ("eval", "train"):
         raise ValueError(f"--on expects eval or train, got {config.on!r}")
-    if settings.objective == "sft":
-        raise ValueError("--objective sft has no pairs to audit; expected a preference objective")
     for flag, least in (("worst", 0), ("sample", 0), ("limit", 1), ("micro_batch_tokens", 1)):
         if (value := getattr(config, flag)) is not None and value < least:
             raise ValueError(f"--{flag} expects {least} or more, got {value}")

@@ -167,16 +167,18 @@ def close(
 ) -> dict[str, float | bool]:
     """Whether the shares of all tokens sum to the pair's terms and margin.
 
-    The residual is the largest of the three, over the size of what is summed: the tokens' shares,
-    taken without their signs.
+    The residual is the largest of the three, over the size of what is summed: the tokens' shares
+    without their signs, for the margin those of both terms. (Near the reference the terms cancel
+    token by token, and what is left of them says nothing of the size of the sums.)
     """
     parts = {"policy_share": "terms/policy", "reference_share": "terms/reference",
              "margin_share": "margin"}  # fmt: skip
-    residuals = []
-    for share, term in parts.items():
-        tokens = torch.cat([chosen[share], rejected[share]])
-        size = max(tokens.abs().sum().item(), torch.finfo(torch.float64).tiny)
-        residuals.append(abs(tokens.sum().item() - chain[term]) / size)
+    tokens = {share: torch.cat([chosen[share], rejected[share]]) for share in parts}
+    sizes = {share: values.abs().sum().item() for share, values in tokens.items()}
+    sizes["margin_share"] = sizes["policy_share"] + sizes["reference_share"]
+    tiny = torch.finfo(torch.float64).tiny
+    residuals = [abs(tokens[share].sum().item() - chain[term]) / max(sizes[share], tiny)
+                 for share, term in parts.items()]  # fmt: skip
     residual = torch.tensor(residuals).max().item()  # NaN where one of them is
     total = torch.cat([chosen["margin_share"], rejected["margin_share"]]).sum().item()
     closes = residual <= TOLERANCE

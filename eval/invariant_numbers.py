@@ -19,7 +19,7 @@ from data.pairs import TokenPair
 from eval.audit_terms import Objective
 from eval.findings import FAIL, NOTE, PASS, Finding, count_finding, error_finding
 from model.lora import lora_layers
-from model.objective import objective_loss
+from model.objective import SIGMOID_FAMILY, objective_loss
 from model.reference import reference_logps
 from model.transformer import Transformer
 
@@ -237,6 +237,7 @@ def closed_form(objective: Objective, pi_logratio: float, ref_logratio: float) -
     flipped = kept + margin
     if objective.name == "robust":
         return ((1 - eps) * kept - eps * flipped) / (1 - 2 * eps)
+    assert objective.name in SIGMOID_FAMILY, objective
     return (1 - eps) * kept + eps * flipped
 
 

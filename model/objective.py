@@ -31,6 +31,7 @@ from torch import Tensor
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
 TWO_TERMS = (*SIGMOID_FAMILY, "ipo", "robust")  # their margin: a policy's term minus a reference's
 OBJECTIVES = ("sft", *TWO_TERMS, "f_dpo", "reward")
+ONE_MODEL = ("sft", "reward")  # without a reference policy
 DIVERGENCES = ("forward_kl", "jensen_shannon", "alpha")
 LARGEST_EXPONENT = 30.0  # of u^-order; e^30 is 1e13, of which float32 still holds the square
 CLOSED = 0.5  # probability that both completions of a closed pair have together, at least
@@ -251,6 +252,9 @@ def reward_loss(
 
 # ------------------------------------------------------------------------------------------------
 # the named objective and what is logged of it
+#
+# A new one needs its function, its branch here, and its name in OBJECTIVES (in ONE_MODEL without a
+# reference); flags that it has no use for are in UNUSED of train.py. The audit takes TWO_TERMS.
 
 
 def objective_loss(
@@ -288,6 +292,7 @@ def objective_loss(
         elif objective == "robust":
             losses, *rewards = robust_loss(*logps, beta, label_smoothing)
         else:
+            assert objective in SIGMOID_FAMILY, objective
             losses, *rewards = preference_loss(*logps, *coefs, label_smoothing)
         metrics = preference_metrics(*logps, *rewards, *coefs)
     metrics["loss"] = losses.detach()

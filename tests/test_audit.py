@@ -93,7 +93,6 @@ def test_check_is_asked_with_the_flags(monkeypatch):
         (AuditConfig(), Settings(), "expected --run, or the policy"),
         (AuditConfig(adapter="a", policy="b"), Settings(), "exclude each other"),
         (AuditConfig(run="r", on="x"), Settings(), "--on expects eval or train, got 'x'"),
-        (AuditConfig(run="r"), Settings(objective="sft"), "--objective sft has no pairs"),
         (AuditConfig(run="r", worst=-1), Settings(), "--worst expects 0 or more"),
         (AuditConfig(run="r", limit=0), Settings(), "--limit expects 1 or more"),
         (AuditConfig(run="r", pairs=("1", "x")), Settings(), "--pairs expects numbers .* 'x'"),

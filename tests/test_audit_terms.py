@@ -136,6 +136,23 @@ def test_a_share_that_is_wrong_does_not_close(share, side):
         assert not close(objective, chain, *parts)["closes"]
 
 
+def test_what_cancels_near_the_reference_still_closes():
+    """DPO before its policy has moved: terms of 12, margins of 1e-7, sums in float32."""
+    objective = Objective("dpo", 0.1, 0.1)
+    reference = torch.full((40,), -3.0, dtype=torch.float64)
+    policy = reference + 1e-7
+    parts = [
+        shares(objective, 1, policy, reference),
+        shares(objective, -1, policy[:30], reference[:30]),
+    ]
+    exact = {name: sum(part[name].sum().item() for part in parts) for name in parts[0]}
+    chain = {"terms/policy": exact["policy_share"], "terms/reference": exact["reference_share"],
+             "margin": exact["margin_share"] + 1e-6}  # fmt: skip
+    assert close(objective, chain, *parts)["closes"]  # 1e-6 of 42
+    chain["margin"] += 1e-2
+    assert not close(objective, chain, *parts)["closes"]
+
+
 def test_a_sign_that_is_wrong_does_not_close():
     objective = Objective("spl", 0.5, 0.25)
     chain = chains(objective, POLICY, REFERENCE, LENGTHS)[0]

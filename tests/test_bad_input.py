@@ -186,7 +186,7 @@ def test_nothing_that_is_there_is_overwritten(fails, model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--objective simpo", "--objective expects one of sft, dpo, spl"),
+        ("--objective none", "--objective expects one of sft, dpo, spl"),
         ("--learning_rte 1", "did you mean --learning_rate?"),
         ("--beta zero", "--beta expects a number, got 'zero'"),
         ("--beta 0", "--beta expects a number above 0"),

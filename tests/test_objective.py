@@ -407,4 +407,4 @@ def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match="--alpha and --beta above 0"):
         coefficients("spl", 0.0, 0.1)
     with pytest.raises(ValueError, match="--objective to be one of"):
-        coefficients("simpo", 1.0, 0.1)
+        coefficients("none", 1.0, 0.1)

@@ -519,7 +519,7 @@ def test_learning_rates_by_hand():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--objective simpo", "--objective expects one of sft, dpo, spl"),
+        ("--objective none", "--objective expects one of sft, dpo, spl"),
         ("--lora_rank 0", "pass --reference cached"),
         ("--lora_dropout 0.1", "--lora_dropout must be 0 in preference training"),
         ("--label_smoothing 0.5", r"--label_smoothing expects a share in \[0, 0.5\)"),
