@@ -367,7 +367,7 @@ class Transformer(nn.Module):
     def new_cache(self, pages: int) -> PagedCache:
         """An empty cache of so many pages."""
         config, weight = self.config, self.embed_tokens.weight
-        mesh = getattr(weight, "device_mesh", None)  # a shard may rest on the host, and computes
+        mesh = getattr(weight, "device_mesh", None)  # a shard may lie elsewhere than it computes
         return PagedCache(
             config.num_hidden_layers,
             config.num_attention_heads,
@@ -375,7 +375,7 @@ class Transformer(nn.Module):
             config.head_dim,
             pages,
             self.compute_dtype or weight.dtype,
-            weight.device if mesh is None else mesh.device_type,  # on its mesh's kind of device
+            weight.device if mesh is None else mesh.device_type,
         )
 
     def initial_weights(self, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:
