@@ -38,6 +38,7 @@ from model.adapter import load_policy
 from model.checkpoint import DTYPES, save_model
 from model.config import parse_config
 from model.generate import Completion, check_prompt, generate
+from model.linear import packed_linears
 from model.run import choose_device, run_main
 from model.samples import Drawing, complete, describe_completions, write_samples
 from model.sampling import Sampling, completion_seeds
@@ -91,7 +92,8 @@ def main() -> None:
         return
     sampler = Sampler(model, tokenizer, chat_format, config, sampling)
     if prompts is None:
-        chat(sampler)
+        with packed_linears(model, dtype):  # once, not for each answer
+            chat(sampler)
         return
     if config.out is not None:
         reference = None

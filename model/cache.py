@@ -20,7 +20,7 @@ from torch import Tensor
 from model.attention import attend_batch
 
 PAGE = 64  # tokens
-ROWS = 16  # products of a multiple of this many rows round alike; smaller ones do not
+ROWS = 8  # products of a multiple of this many rows round alike; smaller ones do not
 LOWEST = -1e30  # stands for the largest score where nothing is seen
 NOWHERE = 2**40  # a position that no row has reached
 

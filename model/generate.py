@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.cache import PAGE, PagedCache, Prompt, PromptKeys, Row, pages_of
+from model.linear import packed_linears
 from model.sampling import PLAIN, Sampling, sample_next_token
 from model.transformer import Transformer
 
@@ -91,14 +92,15 @@ def generate(
     positions = model.config.max_position_embeddings
     limits = [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
     batch = Batch(model, prompts, seeds, limits, sampling, stop_ids, find_stop, cache_bytes, name)
-    while batch.rows or batch.queue:
-        with torch.inference_mode():
-            drawn = batch.step()
-        if on_tokens is not None and drawn[0]:
-            on_tokens(*drawn)
-        with torch.inference_mode():
-            finished = batch.take_finished()
-        yield from finished
+    with packed_linears(model, dtype_of(model)):
+        while batch.rows or batch.queue:
+            with torch.inference_mode():
+                drawn = batch.step()
+            if on_tokens is not None and drawn[0]:
+                on_tokens(*drawn)
+            with torch.inference_mode():
+                finished = batch.take_finished()
+            yield from finished
 
 
 def check_prompt(model: Transformer, prompt: list[int], where: str) -> None:
@@ -317,7 +319,12 @@ def pool_size(
     """Pages within the budget, enough for any one completion, and not more than all can use."""
     config = model.config
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * PAGE * config.head_dim
-    dtype = model.compute_dtype or model.embed_tokens.weight.dtype
-    budget = cache_bytes // (numbers * torch.promote_types(dtype, torch.float32).itemsize)
+    wide = torch.promote_types(dtype_of(model), torch.float32)
+    budget = cache_bytes // (numbers * wide.itemsize)
     each = [pages_of(len(p)) + pages_of(limit) for p, limit in zip(prompts, limits, strict=True)]
     return 1 + max(max(each), min(budget - 1, sum(each) + len(each)))  # one is kept free for each
+
+
+def dtype_of(model: Transformer) -> torch.dtype:
+    """What it computes in."""
+    return model.compute_dtype or model.embed_tokens.weight.dtype

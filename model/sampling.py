@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 256  # tokens whose weights are summed together
+CACHED = 2**18  # logits at a time on a CPU: what is made of them stays in its cache
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ def sample_next_token(
     logits: (B, V), seeds and positions: (B,) int64, how many tokens were drawn before this one
     out: tokens (B,), logps (B,) float32: log-probability of the token before any of the options
     """
+    B, V = logits.shape
+    some = B if logits.is_cuda else max(1, CACHED // V)
+    parts = zip(logits.split(some), seeds.split(some), positions.split(some), strict=True)
+    drawn = [draw_tokens(rows, sampling, *draws) for rows, *draws in parts]
+    tokens, logps = zip(*drawn, strict=True)
+    return torch.cat(tokens), torch.cat(logps)
+
+
+def draw_tokens(
+    logits: Tensor, sampling: Sampling, seeds: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, of all rows at once."""
     logits = logits.float().contiguous()  # sums of a row run the same way, however it came
     top = logits.amax(dim=-1, keepdim=True)  # (B, 1)
     weights = in_blocks((logits - top).exp_())  # (B, V / BLOCK, BLOCK)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Plan, Segment, attend, attend_batch, plan_attention
 from model.cache import PagedCache, PromptKeys
+from model.linear import Linear
 from model.logps import HeadOptions, TokenStats, token_logps, wide_product, widens
 
 
@@ -64,29 +65,6 @@ class PackedBatch(Protocol):
     predictors: Tensor  # (C,) the row of the hidden states that predicts each completion token
     targets: Tensor  # (C,)
     last_rows: Tensor  # (2B,) the row of each completion's last token
-
-
-class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype, whatever its weights are stored in.
-
-    A trained weight stays in float32 for the optimiser while the products run in bfloat16.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if x.dim() == 3 and x.shape[1] == 1 and x.device.type == "cpu":
-            return linear_of_few(x[:, 0], weight, bias)[:, None]
-        return F.linear(x, weight, bias)
-
-
-def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer of (B, D), one new token for each of B sequences, on CPU.
-
-    The weight stands on the left: so MKL takes 0.7 of the time at 16 to 64 rows.
-    """
-    out = torch.mm(weight, x.t()).t()  # (O, D) x (D, B) -> (O, B) -> (B, O)
-    return out if bias is None else out + bias
 
 
 class RMSNorm(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model.checkpoint import init_weights
+from model.linear import Linear
 from model.lora import (
     LoRALinear,
     LoRAProduct,
@@ -17,7 +18,7 @@ from model.lora import (
     lora_layers,
     merged_weight,
 )
-from model.transformer import Linear, ModelConfig, Transformer
+from model.transformer import ModelConfig, Transformer
 
 
 def small_model(seed: int = 0) -> Transformer:
