@@ -30,8 +30,10 @@ def questions_html(rows: Sequence[Row], among: Sequence[Row]) -> str:
     names = [row["process"] for row in rows if row.get("process")]
     if not names:
         return ""
-    html = difficulty_html(rows, names[0]) + temperature_html(rows, names[0])
-    return html + search_html(rows, names[0], among)
+    process = names[0]
+    if process.endswith(SEARCH):  # its tau are steps of one way, no grid
+        return search_html(rows, process, among)
+    return difficulty_html(rows, process) + temperature_html(rows, process)
 
 
 def most_tries(rows: Sequence[Row]) -> int:
@@ -84,7 +86,7 @@ def groups_table(rule: Rule) -> str:
         name = f"{number(group.low, DIGITS)} to {number(group.high, DIGITS)}"
         cells = [
             f"<strong>{cell(group.values[tau])}</strong>"
-            if tau == group.best
+            if group.values[tau].value == group.values[group.best].value
             else cell(group.values[tau])
             for tau in taus
         ]
@@ -129,8 +131,6 @@ def temperature_html(rows: Sequence[Row], process: str) -> str:
 
 def search_html(rows: Sequence[Row], process: str, among: Sequence[Row]) -> str:
     """Of a process that was searched: the way, where it ended, and the best of the grid."""
-    if not process.endswith(SEARCH):
-        return ""
     try:
         path, target = search_path(trained(rows), process), search_target(rows)
     except MissingError:

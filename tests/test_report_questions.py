@@ -22,6 +22,9 @@ def test_difficulty_marks_the_best_tau_of_each_group_and_the_gain():
         "0.125 (" in html and "2, 2, 2, 1; 2, 2, 2, 1" in html
     )  # groups without problems: for all
     assert "temperature" not in html and "search" not in html
+    even = [base([2] * 8), spl(1.0, [4] * 8), spl(2.0, [4] * 8)]
+    row = "<td>8</td><td><strong>1 (1, 1)</strong></td><td><strong>1 (1, 1)</strong></td>"
+    assert row in questions_html(even, even)  # both are best
 
 
 def test_temperatures_name_the_best_of_each_tau():
@@ -45,6 +48,7 @@ def test_a_search_shows_its_way_and_what_it_ended_with():
     assert "<td>2</td><td>2</td><td>6.25</td><td>0.25</td>" in html and "6 nats" in html
     assert "<td>0.5 (0.5, 0.5)</td>" in html
     assert "τ found" not in html  # there is no grid
+    assert "Which τ for which problem?" not in html
     grid = [spl(0.5, [1, 1]) | {"process": "verdict"}, spl(1.0, [3, 3]) | {"process": "verdict"}]
     html = questions_html(rows, rows + grid)
     assert f"<td>pass@1</td><td>2</td><td>1</td><td>{number(-0.25, 3)} (" in html
