@@ -50,7 +50,7 @@ from tests.test_transformer import save_witness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' of itself
 STEPS = 10
-REAL_STEPS = 4  # of the real model
+REAL_STEPS = 2  # of the real model
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # trl's columns
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
