@@ -692,7 +692,10 @@ def print_answers(
     prompts = [list(ids) for ids in distinct if len(ids) <= room][: config.sample_prompts]
     seeds = [completion_seeds(config.seed, i, 1)[0] for i in range(len(prompts))]
     stops = stop_ids(chat_format, tokenizer)
-    answers = dict(generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops))
+    # compiling for these few would take longer than drawing them
+    eager = torch.compiler.set_stance("force_eager") if config.compile else contextlib.nullcontext()
+    with eager:
+        answers = dict(generate(model, prompts, seeds, SAMPLE_TOKENS, stop_ids=stops))
     for i, prompt in enumerate(prompts):
         text = f"{tokenizer.decode(prompt).strip()} "
         text += completion_text(answers[i].ids, chat_format, tokenizer)

@@ -78,9 +78,10 @@ def generate(
     completions drew a token, and the tokens; a completion may draw up to STOP_EVERY tokens more
     than it keeps, or be drawn again from its beginning. cache_bytes: budget for keys and values;
     it changes speed and memory, never a result. name: what errors call the i-th completion. A
-    completion ends with reason "length" at max_new_tokens or at the model's last position.
-    Raises ValueError for a prompt that is empty or leaves no position for a completion, and for
-    logits that are not finite.
+    completion ends with reason "length" at max_new_tokens or at the model's last position. Until
+    all have come, or this is closed, the model may be called but its weights not be read: they lie
+    in `packed_linears`. Raises ValueError for a prompt that is empty or leaves no position for a
+    completion, and for logits that are not finite.
     """
     assert len(prompts) == len(seeds), f"{len(prompts)} prompts, {len(seeds)} seeds"
     if max_new_tokens < 1:

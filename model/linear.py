@@ -28,7 +28,8 @@ class Linear(nn.Linear):
         if self.packed is not None:
             return onednn_linear(x, self.packed, bias)
         weight = self.weight.to(x.dtype)
-        if torch.is_inference_mode_enabled() and x.device.type == "cpu" and onednn_takes(x.dtype):
+        drawing = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+        if drawing and x.device.type == "cpu" and onednn_takes(x.dtype):
             return onednn_linear(x, weight, bias)
         return F.linear(x, weight, bias)
 
@@ -73,10 +74,11 @@ def packed_linears(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                 layer.weight.data = layer.weight.new_empty(0)
         yield
     finally:
-        for layer in reversed(packed):  # the head, the largest, gives its room first
-            if not layer.weight.numel():
-                layer.weight.data = layer.packed.to_dense()
-            layer.packed = None
+        with torch.inference_mode(False):  # whoever leaves; the weights may be trained again
+            for layer in reversed(packed):  # the head, the largest, gives its room first
+                if not layer.weight.numel():
+                    layer.weight.data = layer.packed.to_dense()
+                layer.packed = None
 
 
 def can_pack(layer: Linear, dtype: torch.dtype) -> bool:

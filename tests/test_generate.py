@@ -15,6 +15,7 @@ from model import generate as module
 from model.cache import PAGE, Row
 from model.checkpoint import init_weights, load_model
 from model.generate import Completion, decode_one_token, front_rows, generate, prefill
+from model.lora import add_lora, lora_layers
 from model.sampling import Sampling, completion_seeds
 from model.transformer import ModelConfig, Transformer
 
@@ -136,10 +137,28 @@ def page_bytes(model: Transformer) -> int:
     return 2 * c.num_hidden_layers * c.num_key_value_heads * PAGE * c.head_dim * 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_completion_is_the_same_in_any_batch(dtype):
     """Bit for bit, log-probabilities included; prompts of 7, 1 and 60 tokens."""
     check_batches(random_model(dtype), PROMPTS, 90, [5, 6], Sampling())
+
+
+def test_a_completion_of_an_adapter_is_the_same_in_any_batch():
+    model = random_model()
+    add_lora(model, 3, 3.0)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B, std=0.1, generator=torch.Generator().manual_seed(2))
+    check_batches(model.eval(), PROMPTS, 40, [5, 6], Sampling())
+
+
+def test_weights_lie_in_blocks_until_all_is_drawn_or_given_up():
+    model, told = random_model(), []
+    layer = model.layers[0].mlp.up_proj
+    drawn = generate(model, [[1], [2]], [3, 4], 5, on_tokens=lambda *_: told.append(layer.packed))
+    next(drawn)
+    assert len(told) == 5 and not any(packed is None for packed in told)
+    drawn.close()
+    assert layer.packed is None and layer.weight.shape == (92, 48)
 
 
 def test_a_completion_is_the_same_in_any_batch_under_all_options():

@@ -7,15 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data.packing import pack_pairs
 from model.linear import Linear, onednn_linear, onednn_takes, packed_linears
 from model.lora import add_lora
 from tests.test_generate import random_model
+from tests.test_transformer import random_pairs
 
 ids = torch.arange(12)[None]
-takes_bfloat16 = pytest.mark.skipif(
-    not onednn_takes(torch.bfloat16), reason="this CPU has no bfloat16 products"
-)
-DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=takes_bfloat16)]
+DTYPES = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not onednn_takes(dtype), reason="not by oneDNN"))
+    for dtype in (torch.float32, torch.bfloat16)
+]
 
 
 def layer_of(out: int, size: int, dtype: torch.dtype, bias: bool = True) -> Linear:
@@ -47,7 +49,7 @@ def test_a_row_rounds_alike_whatever_is_beside_it(out, size, dtype):
     with torch.inference_mode():
         whole = layer(x)
         with packed_linears(layer, dtype):
-            assert torch.equal(layer(x), whole)
+            assert layer.packed is not None and torch.equal(layer(x), whole)
             some = [layer(x[:rows]) for rows in (1, 2, 3, 8, 24, 104)]
         some += [layer(x[:rows]) for rows in (1, 2, 3, 8, 24, 104)]
     for rows in some:
@@ -78,9 +80,10 @@ def test_other_dtypes_go_by_f_linear(dtype):
 def test_weights_come_back_to_the_bit_also_after_an_error():
     model = random_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), packed_linears(model, torch.float32):
-        assert model.layers[0].mlp.up_proj.weight.numel() == 0  # not held twice
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), torch.inference_mode():
+        with packed_linears(model, torch.float32):
+            assert model.layers[0].mlp.up_proj.weight.numel() == 0  # not held twice
+            raise KeyboardInterrupt
     assert before.keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]), name
@@ -108,6 +111,8 @@ def test_the_head_is_a_matrix_too():
         assert model.lm_head.packed is not None
         assert model.lm_head.weight is model.embed_tokens.weight and model.lm_head.weight.any()
         assert torch.equal(model(ids), expected)
+        stats = model(batch=pack_pairs(random_pairs(77, [(4, 3, 2)]), [0]))
+    assert torch.isfinite(stats.logps).all()
 
 
 def test_what_is_computed_in_another_dtype_and_what_lies_below_an_adapter_stays():
