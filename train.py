@@ -441,7 +441,7 @@ def train(
         "number of ranks": ranks,
         "number of threads": torch.get_num_threads(),
         "version of torch": torch.__version__,
-        "dtype in use": str(model.compute_dtype or model.embed_tokens.weight.dtype),
+        "dtype in use": str(model.dtype),
         "kind of device": torch.cuda.get_device_name(device) if "cuda" in device else device,
     }
     resumes, inexact = config.resume or parallel.restarts(), config.inexact_resume

@@ -39,7 +39,7 @@ def gradient_findings(
     The policy is nudged, as the gradient of every lora_A is zero where lora_B is. The reference is
     set to where all margins are zero, so that no loss is flat.
     """
-    dtype = model.compute_dtype or model.embed_tokens.weight.dtype
+    dtype = model.dtype
     batch, parameters = pack(pairs, device), probed_parameters(model)
 
     def loss(level: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import nn
 from eval.speed import begin_peak, best_seconds, copy_rate, peak_bytes, pin_threads, seconds_of
 from model.cache import PAGE, ROWS, round_up
 from model.checkpoint import DTYPES, load_model
-from model.generate import dtype_of, generate
+from model.generate import generate
 from model.linear import packed_linears
 from model.run import run_main
 from model.sampling import completion_seeds
@@ -154,7 +154,7 @@ def bounds(model: Transformer, job: Job, drawn: Drawn) -> dict[str, float]:
     """Tokens/s if there were nothing but the products; if all bytes came at a copy's rate."""
     tokens = sum(map(len, drawn.ids))
     rows = round_up(round(tokens / drawn.steps), ROWS)
-    with packed_linears(model, dtype_of(model)), torch.inference_mode():
+    with packed_linears(model, model.dtype), torch.inference_mode():
         seconds = drawn.steps * best_seconds(step_products(model, rows), job["device"])
     moved = least_bytes(model, job, drawn)
     return {"bare_rate": tokens / seconds, "copy_rate": tokens / moved * copy_rate(job["device"])}

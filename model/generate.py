@@ -93,7 +93,7 @@ def generate(
     positions = model.config.max_position_embeddings
     limits = [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
     batch = Batch(model, prompts, seeds, limits, sampling, stop_ids, find_stop, cache_bytes, name)
-    with packed_linears(model, dtype_of(model)):
+    with packed_linears(model, model.dtype):
         while batch.rows or batch.queue:
             with torch.inference_mode():
                 drawn = batch.step()
@@ -320,12 +320,7 @@ def pool_size(
     """Pages within the budget, enough for any one completion, and not more than all can use."""
     config = model.config
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * PAGE * config.head_dim
-    wide = torch.promote_types(dtype_of(model), torch.float32)
+    wide = torch.promote_types(model.dtype, torch.float32)
     budget = cache_bytes // (numbers * wide.itemsize)
     each = [pages_of(len(p)) + pages_of(limit) for p, limit in zip(prompts, limits, strict=True)]
     return 1 + max(max(each), min(budget - 1, sum(each) + len(each)))  # one is kept free for each
-
-
-def dtype_of(model: Transformer) -> torch.dtype:
-    """What it computes in."""
-    return model.compute_dtype or model.embed_tokens.weight.dtype

@@ -144,10 +144,6 @@ def loss_input(out: TokenStats | Tensor) -> Tensor:
     return out if isinstance(out, Tensor) else out.logps
 
 
-def compute_dtype(model: Transformer) -> torch.dtype:
-    return model.compute_dtype or model.embed_tokens.weight.dtype
-
-
 # ------------------------------------------------------------------------------------------------
 # what is held
 
@@ -279,7 +275,7 @@ def stand_in_for_attention(
     seen = seen_keys(segments, config.sliding_window) * config.num_attention_heads * config.head_dim
     tracker.flop["attention"] += 10 * seen * len(model.layers)
     on_cuda = tracker.device_type == "cuda"
-    varlen = on_cuda and varlen_fits(compute_dtype(model), config.head_dim)
+    varlen = on_cuda and varlen_fits(model.dtype, config.head_dim)
     sequences = plan_sequences(segments, torch.device("meta")) if varlen else None
 
     def attend_on_device(
@@ -367,7 +363,7 @@ class Sharding:
         blocks = [list(layer.parameters()) for layer in model.layers]
         inside = {parameter for block in blocks for parameter in block}
         blocks.append([p for p in model.parameters() if p not in inside])
-        dtype = compute_dtype(model)
+        dtype = model.dtype
         self.groups = [Group(block, dtype, shards, cpu_offload) for block in blocks]
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)  # as it is gathered

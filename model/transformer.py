@@ -304,6 +304,11 @@ class Transformer(nn.Module):
             return wide_product(hidden[:, -1], self.lm_head.weight.to(hidden.dtype).T)  # (B, V)
         return self.read_out(hidden[:, -1:])[:, 0]  # (B, V)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.compute_dtype or self.embed_tokens.weight.dtype
+
     def read_out(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits (..., V); of a reward model (...) float32, or as wide as the input."""
         if self.config.scalar_head:
@@ -352,7 +357,7 @@ class Transformer(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
             pages,
-            self.compute_dtype or weight.dtype,
+            self.dtype,
             weight.device if mesh is None else mesh.device_type,
         )
 
