@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.chat import CHAT_FORMATS, ChatFormat, detect_chat_format, mark_chat_format, stop_ids
+from data.chat import ChatFormat, detect_chat_format, mark_chat_format, stop_ids
 from data.packing import (
     PairBatch,
     epoch_batches,
@@ -45,6 +45,7 @@ from model.checkpoint import (
     save_model,
 )
 from model.config import parse_config, to_json
+from model.flags import check_flags
 from model.generate import generate
 from model.logbook import (
     Means,
@@ -58,11 +59,9 @@ from model.logbook import (
     read_records,
     write_record,
 )
-from model.logps import HEAD_KERNELS, HeadOptions
+from model.logps import HeadOptions
 from model.lora import TARGETS
 from model.objective import (
-    DIVERGENCES,
-    OBJECTIVES,
     ONE_MODEL,
     answer_mass,
     objective_loss,
@@ -92,21 +91,6 @@ from model.transformer import Transformer
 
 EMBEDDED = "data/tiny/train.jsonl"
 EMBEDDED_EVAL = "data/tiny/eval.jsonl"
-AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
-                "max_prompt_length", "head_workspace_mib", "replicas", "world_size")  # fmt: skip
-AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
-                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep")  # fmt: skip
-ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
-UNUSED = {  # flags without a meaning
-    "sft": (
-        ("alpha", "beta", "label_noise", "label_smoothing", "sft_weight", "reference"),
-        "pairs",
-    ),
-    "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
-    "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
-}
-SHARES = ("label_noise", "eval_fraction", "lora_dropout")
-SCHEDULES = ("constant", "linear", "cosine")
 SAMPLE_TOKENS = 100  # of an answer that is shown at the end, at most
 
 
@@ -172,7 +156,7 @@ class TrainConfig:
 
 def main() -> None:
     config = parse_config(TrainConfig)
-    check_config(config)
+    check_flags(config)
     if config.plan:
         print_plan(config)
         return
@@ -210,102 +194,6 @@ def main() -> None:
 
 # ------------------------------------------------------------------------------------------------
 # before the loop
-
-
-def check_config(config: TrainConfig) -> None:
-    """Stop contradictions before any file is read: ValueError naming the flag."""
-
-    def expect(condition: bool, flag: str, expected: str) -> None:
-        if not condition:
-            raise ValueError(f"--{flag} expects {expected}, got {getattr(config, flag)!r}")
-
-    expect(config.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}")
-    expect(config.reference in ("online", "cached"), "reference", "online or cached")
-    expect(config.head_kernel in HEAD_KERNELS, "head_kernel", f"one of {', '.join(HEAD_KERNELS)}")
-    expect(config.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
-    expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")
-    formats = ("auto", *CHAT_FORMATS)
-    expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
-    for flag in AT_LEAST_ONE:
-        value = getattr(config, flag)
-        expect(value is None or value >= 1, flag, "1 or more")
-    for flag in AT_LEAST_ZERO:
-        expect(getattr(config, flag) >= 0, flag, "0 or more")
-    for flag in ABOVE_ZERO:
-        expect(getattr(config, flag) > 0, flag, "a number above 0")
-    for flag in SHARES:
-        expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
-    expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
-    expect(config.seed < 2**62, "seed", "less than 2^62")
-    for flag in {*AT_LEAST_ONE, *AT_LEAST_ZERO} - {"seed"}:
-        value = getattr(config, flag)
-        expect(value is None or value < 2**31, flag, "a number below 2^31")
-    expect(config.lora_rank <= 2**15, "lora_rank", "32768 or less")
-    shorter = (config.max_prompt_length or 0) < config.max_length
-    expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
-    kind = (config.device or "cpu").partition(":")[0]
-    expect(kind in ("cpu", "cuda"), "device", "cpu, cuda or cuda:N")
-    expect(set(config.lora_targets) <= set(TARGETS), "lora_targets", f"some of {' '.join(TARGETS)}")
-    expect(config.out_dir != "", "out_dir", "a folder")
-
-    alone = config.objective in ONE_MODEL
-    if config.label_smoothing and config.objective in ("ipo", "f_dpo"):
-        other = "use robust, dpo, spl or h_dpo"
-        raise ValueError(f"--label_smoothing has no meaning for {config.objective}; {other}")
-    check_divergence(config)
-    unused, lacks = UNUSED.get(config.objective, ((), ""))
-    for flag in unused:
-        if getattr(config, flag) != getattr(TrainConfig, flag):
-            which = f"--objective {config.objective}, which has no {lacks}"
-            raise ValueError(f"--{flag} has no meaning for {which}")
-    if config.init and (config.adapter or config.model != TrainConfig.model):
-        flag = "adapter" if config.adapter else "model"
-        raise ValueError(f"--{flag} has no meaning beside --init, which starts from random weights")
-    for flag in ("lora_alpha", "lora_targets", "lora_dropout") if not config.lora_rank else ():
-        if getattr(config, flag) != getattr(TrainConfig, flag):
-            raise ValueError(f"--{flag} has no meaning with --lora_rank 0, which has no adapter")
-    if config.keep_every and not config.activation_checkpointing:
-        raise ValueError("--keep_every has no meaning without --activation_checkpointing")
-    if config.lora_dropout and not alone:
-        raise ValueError(
-            "--lora_dropout must be 0 in preference training: policy and reference have to differ "
-            "by the adapter alone"
-        )
-    if config.reference_cache and config.reference != "cached":
-        raise ValueError("--reference_cache needs --reference cached")
-    if config.lora_rank == 0 and not alone and config.reference == "online":
-        raise ValueError(
-            "--lora_rank 0 trains every weight, so no reference policy is left beside it; "
-            "pass --reference cached"
-        )
-    if config.world_size is not None and not config.plan:
-        raise ValueError("--world_size is for --plan; a run has the ranks that torchrun starts")
-    ranks = (config.world_size or 1) if config.plan else parallel.world_size()
-    for flag in ("replicas", "cpu_offload"):
-        if ranks == 1 and getattr(config, flag) != getattr(TrainConfig, flag):
-            raise ValueError(f"--{flag} needs more than one rank; start train.py with torchrun")
-    if ranks % config.replicas:
-        raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
-    if config.inexact_resume and not config.resume:
-        raise ValueError("--inexact_resume has no meaning without --resume")
-    if config.resume and not config.out_dir:
-        raise ValueError("--resume expects the run folder: pass --out_dir or its config.json")
-
-
-def check_divergence(config: TrainConfig) -> None:
-    """--divergence is there for f_dpo, its order for alpha, and neither anywhere else."""
-    divergence, order = config.divergence, config.divergence_order
-    if config.objective == "f_dpo" and divergence not in DIVERGENCES:
-        known = ", ".join(DIVERGENCES)
-        raise ValueError(f"--divergence expects one of {known} for f_dpo, got {divergence!r}")
-    if config.objective != "f_dpo" and divergence is not None:
-        raise ValueError(
-            f"--divergence has no meaning for --objective {config.objective}; use f_dpo"
-        )
-    if not 0 < order < 1:
-        raise ValueError(f"--divergence_order expects a number in (0, 1), got {order!r}")
-    if order != TrainConfig.divergence_order and divergence != "alpha":
-        raise ValueError(f"--divergence_order is for --divergence alpha, got {divergence!r}")
 
 
 def load_formats(config: TrainConfig) -> tuple[Tokenizer, ChatFormat]:

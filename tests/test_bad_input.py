@@ -195,7 +195,7 @@ def test_nothing_that_is_there_is_overwritten(fails, model, tmp_path):
         ("--lora_rank 0", "pass --reference cached"),
         ("--lora_rank -1", "--lora_rank expects 0 or more"),
         ("--device abacus", "--device expects cpu, cuda or cuda:N"),
-        ("--dtype float8", "--dtype expects float32 or bfloat16"),
+        ("--dtype float8", "--dtype expects one of float32, bfloat16"),
         ("--resume", "--resume expects"),
         ("--config nowhere.json", "nowhere.json"),
         ("--seed", "--seed expects one value"),

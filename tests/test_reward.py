@@ -30,6 +30,7 @@ from eval import reward
 from eval.metrics import wilson_interval
 from model.adapter import load_policy, save_adapter
 from model.checkpoint import load_model, read_model_config, save_model
+from model.flags import check_flags
 from model.logbook import read_records
 from model.lora import add_lora
 from model.plan import plan_run
@@ -396,7 +397,7 @@ def test_memory_is_what_was_planned(rank, later):
 )
 def test_flags_of_policies_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
-        train.check_config(
+        check_flags(
             train.parse_config(train.TrainConfig, ["--objective", "reward", *words.split()])
         )
 

@@ -8,8 +8,9 @@ import pytest
 from data.pairs import length_limits
 from eval.study_models import MODEL_PLANS
 from model.config import parse_config
+from model.flags import check_flags
 from model.lora import TARGETS
-from train import TrainConfig, check_config
+from train import TrainConfig
 
 
 def recipe(name: str) -> TrainConfig:
@@ -17,7 +18,7 @@ def recipe(name: str) -> TrainConfig:
     plan = MODEL_PLANS[name]
     flags = [*plan.methods[0].flags, *plan.train, "--learning_rate", str(plan.learning_rate)]
     config = parse_config(TrainConfig, flags)
-    check_config(config)
+    check_flags(config)
     return config
 
 

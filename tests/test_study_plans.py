@@ -11,9 +11,10 @@ import pytest
 from eval.study_grid import next_cells
 from eval.study_plans import PLANS
 from model.config import parse_config
+from model.flags import check_flags
 from tests.test_readme import flags_of
 from tests.test_study_grid import trained
-from train import TrainConfig, check_config
+from train import TrainConfig
 
 CELLS = {
     cell.name: cell
@@ -37,7 +38,7 @@ def test_every_flag_of_every_command_exists():
 def test_train_accepts_every_method():
     for command in COMMANDS:
         if command[0] == "train.py":
-            check_config(parse_config(TrainConfig, list(command[1:])))
+            check_flags(parse_config(TrainConfig, list(command[1:])))
 
 
 def test_full_has_both_papers_grids():

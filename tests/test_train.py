@@ -24,14 +24,14 @@ from data.pairs import TokenPair
 from model.adapter import load_policy
 from model.checkpoint import load_model
 from model.config import parse_config
+from model.flags import check_flags
 from model.logbook import read_records
 from model.run import write_run_config
 from tests.conftest import ROOT
 from tests.test_transformer import random_pairs, save_witness
-from train import TrainConfig, build_policy, check_config, learning_rate
+from train import TrainConfig, build_policy, learning_rate
 
 SHARD = "shard-00000-of-00001.safetensors"
-F_DPO = "--objective f_dpo --divergence"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def settings(folder: Path, **changes) -> TrainConfig:
         "save_every": 2,
     }
     config = TrainConfig(**{**fields, **changes})
-    check_config(config)
+    check_flags(config)
     return config
 
 
@@ -514,57 +514,6 @@ def test_learning_rates_by_hand():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert learning_rate(make("cosine"), 6, 10) == pytest.approx(0.5)
     assert learning_rate(make("constant"), 9, 10) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--objective none", "--objective expects one of sft, dpo, spl"),
-        ("--lora_rank 0", "pass --reference cached"),
-        ("--lora_dropout 0.1", "--lora_dropout must be 0 in preference training"),
-        ("--label_smoothing 0.5", r"--label_smoothing expects a share in \[0, 0.5\)"),
-        ("--objective sft --label_noise 0.1", "--label_noise has no meaning for --objective sft"),
-        ("--reference_cache runs/cache", "--reference_cache needs --reference cached"),
-        ("--objective sft --reference cached", "--reference has no meaning for --objective sft"),
-        ("--objective sft --lora_rank 0 --lora_dropout 0.1", "no meaning with --lora_rank 0"),
-        ("--seed 9223372036854775808", "--seed expects less than 2"),
-        ("--objective ipo --label_smoothing 0.1", "--label_smoothing has no meaning for ipo"),
-        ("--objective f_dpo", "--divergence expects one of forward_kl, jensen_shannon, alpha for"),
-        ("--objective f_dpo --divergence js", "--divergence expects one of forward_kl"),
-        ("--divergence alpha", "--divergence has no meaning for --objective spl; use f_dpo"),
-        ("--divergence_order 0.3", "--divergence_order is for --divergence alpha, got None"),
-        (f"{F_DPO} forward_kl --divergence_order 0.3", "is for --divergence alpha, got 'forward_"),
-        (f"{F_DPO} alpha --divergence_order 1", r"--divergence_order expects .* in \(0, 1\)"),
-        (f"{F_DPO} alpha --alpha 0.3", "--alpha has no meaning .* --divergence_order"),
-        (f"{F_DPO} alpha --label_smoothing 0.1", "--label_smoothing has no meaning for f_dpo"),
-        ("--resume", "--resume expects the run folder"),
-        ("--batch_size 0", "--batch_size expects 1 or more, got 0"),
-        ("--beta -1", "--beta expects a number above 0, got -1.0"),
-        ("--max_prompt_length 1024", "--max_prompt_length expects less than --max_length 1024"),
-        ("--chat_format alpaca", "--chat_format expects one of"),
-        ("--dtype int8", "--dtype expects float32 or bfloat16"),
-        ("--schedule step", "--schedule expects one of constant, linear, cosine"),
-        ("--max_steps 0", "--max_steps expects 1 or more"),
-        ("--replicas 2", "--replicas needs more than one rank; start train.py with torchrun"),
-        ("--cpu_offload", "--cpu_offload needs more than one rank"),
-        ("--world_size 8", "--world_size is for --plan"),
-        ("--plan --world_size 6 --replicas 4", "--replicas expects a divisor of 6 ranks, got 4"),
-        ("--label_noise 1.5", r"--label_noise expects a share in \[0, 1\)"),
-        ("--init a/config.json --adapter b", "--adapter has no meaning beside --init"),
-        ("--init a/config.json --model b", "--model has no meaning beside --init"),
-        ("--objective sft --alpha 9", "--alpha has no meaning for --objective sft"),
-        ("--lora_rank 0 --reference cached --lora_alpha 5", "--lora_alpha has no meaning with"),
-        ("--keep_every 2", "--keep_every has no meaning without --activation_checkpointing"),
-        ("--lora_targets q_proj nonsense", "--lora_targets expects some of q_proj k_proj"),
-        ("--lora_rank 1000000000", "--lora_rank expects 32768 or less"),
-        ("--warmup_steps 99999999999", "--warmup_steps expects a number below 2"),
-        ("--device abacus", "--device expects cpu, cuda or cuda:N"),
-        ("--max_length 200 --max_prompt_length 200", "less than --max_length 200"),
-    ],
-)
-def test_contradictions_stop_before_anything_is_read(flags, message):
-    with pytest.raises(ValueError, match=message):
-        check_config(parse_config(TrainConfig, flags.split()))
 
 
 def test_a_plan_reads_no_weights_and_leaves_nothing(folder, monkeypatch, capsys):
