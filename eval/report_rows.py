@@ -222,6 +222,8 @@ def estimate(rows: Sequence[Row], name: str) -> Interval | None:
         low, high = (metric["low"], metric["high"]) if metric else (value, value)
     if SHARES.fullmatch(name):
         low, high = np.clip([low, high], 0, 1)
+    elif "entropy" in name:
+        low = max(low, 0)
     return value, float(low), float(high)
 
 

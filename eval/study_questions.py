@@ -19,6 +19,7 @@ import numpy as np
 
 from eval.study_statistics import (
     Interval,
+    clip,
     interval,
     paired_interval,
     seed_and_problem_interval,
@@ -143,7 +144,7 @@ def describe_groups(values: np.ndarray, groups: np.ndarray, taus: Sequence[float
         here = groups == g
         if here.any():
             intervals = {
-                tau: seed_and_problem_interval(list(values[m][:, here]))
+                tau: clip(seed_and_problem_interval(list(values[m][:, here])), 0, 1)
                 for m, tau in enumerate(taus)
             }
             found.append(Group(low, high, int(here.sum()), intervals))
@@ -157,7 +158,8 @@ def describe_groups(values: np.ndarray, groups: np.ndarray, taus: Sequence[float
 def temperature_map(
     rows: Sequence[Row], process: str, metric: str
 ) -> dict[float, dict[float, Interval]]:
-    """tau -> sampling temperature -> the metric. Raises MissingError where none was varied."""
+    """tau -> sampling temperature -> a share, such as pass@1. Raises MissingError where none was
+    varied."""
     own = [row for row in rows if row.get("process") == process]
     settings = [(setting, 1.0) for setting in find_settings(own, GRID)]
     heated = find_settings(own, HEATED)
@@ -168,7 +170,8 @@ def temperature_map(
     for setting, temperature in sorted(settings, key=lambda one: one[1]):
         seeds = shared_seeds([setting])
         by_temperature = found.setdefault(coordinate(setting, "tau"), {})
-        by_temperature[temperature] = interval(setting_numbers(setting, seeds, metric))
+        found_here = interval(setting_numbers(setting, seeds, metric))
+        by_temperature[temperature] = clip(found_here, 0, 1)
     return dict(sorted(found.items()))
 
 

@@ -131,12 +131,18 @@ def test_intervals_of_one_seed_are_over_problems_or_the_evaluation_s_own():
     assert spread([row, row_of(seed=1)]).startswith("2 seeds, 4 problems")
 
 
-def test_intervals_of_shares_stay_in_0_to_1():
-    """Seeds at 1 and 0.9: mean 0.95, standard error 0.05, Student's t of one degree 12.7."""
-    both = [row_of(metrics={"arithmetic:ece": {"value": v, "low": v, "high": v}})
-            for v in (1.0, 0.9)]  # fmt: skip
-    value, low, high = estimate(both, "arithmetic:ece")
+def test_intervals_stay_where_a_number_can_be():
+    """Seeds at 1 and 0.9: mean 0.95, standard error 0.05, Student's t of one degree 12.7. A share
+    ends at 1; an entropy has no upper end, and none of 0.2 (seeds at 0.1 and 0.3) is below 0."""
+
+    def two(name, *found):
+        same = ({name: {"value": v, "low": v, "high": v}} for v in found)
+        return estimate([row_of(metrics=metrics) for metrics in same], name)
+
+    value, low, high = two("arithmetic:ece", 1.0, 0.9)
     assert value == pytest.approx(0.95) and (low, high) == (pytest.approx(0.31, abs=0.02), 1)
+    value, low, high = two("diversity:entropy/token", 0.1, 0.3)
+    assert value == pytest.approx(0.2) and (low, high) == (0, pytest.approx(1.47, abs=0.03))
 
 
 def test_a_setting_has_one_colour_and_one_name_everywhere():
