@@ -38,12 +38,8 @@ from data.prompts import completion_text
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import parallel, policy
 from model.adapter import save_adapter
-from model.checkpoint import (
-    DTYPES,
-    config_file,
-    read_model_config,
-    save_model,
-)
+from model.architecture import config_file, read_model_config
+from model.checkpoint import DTYPES, save_model
 from model.config import parse_config, to_json
 from model.flags import check_flags
 from model.generate import generate

@@ -14,7 +14,8 @@ from data.pairs import TokenPair, length_limits, read_split, tokenize_pairs
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.audit_terms import Objective
 from model.adapter import load_policy
-from model.checkpoint import read_json, read_model_config
+from model.architecture import read_model_config
+from model.files import read_json
 from model.lora import TARGETS
 from model.policy import fill_policy, shape_policy
 from model.transformer import Transformer

@@ -21,7 +21,7 @@ from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
 from eval.invariant_numbers import number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from model.lora import TARGETS
 from model.objective import TWO_TERMS
 from model.policy import fill_policy, shape_policy

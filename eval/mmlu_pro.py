@@ -33,7 +33,7 @@ from data.tokenizer import load_tokenizer
 from eval.answers import vote
 from eval.benchmark import BenchmarkConfig, Task, check_config, read_problems, run_benchmark
 from eval.results import Metrics
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from model.config import parse_config
 from model.run import run_main
 

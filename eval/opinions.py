@@ -43,8 +43,9 @@ from data.tokenizer import load_tokenizer
 from eval.results import Metrics, Statistic, data_digest, read_baseline, report
 from model import parallel
 from model.adapter import load_policy
-from model.checkpoint import DTYPES, read_json
+from model.checkpoint import DTYPES
 from model.config import parse_config
+from model.files import read_json
 from model.generate import check_prompt
 from model.objective import SIGMOID_FAMILY, coefficients
 from model.run import choose_device, run_main

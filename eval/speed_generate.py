@@ -48,7 +48,7 @@ from eval.speed import (
     write_summary,
 )
 from eval.speed_decode import Job, choose_stop_ids
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from model.config import parse_config
 from model.run import choose_device
 from model.transformer import ModelConfig

@@ -54,7 +54,7 @@ from eval.speed_report import Run, break_down, notes, summarize, table
 from eval.speed_step import SpeedStepConfig, build_policy, group, write_token_pairs
 from eval.speed_work import LAYOUTS
 from model.adapter import save_adapter
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from model.config import parse_config
 from model.run import choose_device
 from model.transformer import ModelConfig

@@ -24,7 +24,8 @@ from eval.study_cells import Cell, folder_of
 from eval.study_grid import chosen_rate, labels_of, train_name
 from eval.study_models import MODEL_PLANS, Benchmark, ModelPlan
 from eval.study_plans import Control, Grid, Method, Process, Source
-from model.checkpoint import config_file, empty_model
+from model.architecture import config_file
+from model.checkpoint import empty_model
 
 CPU_FLOPS = 5e10  # a second of one core: 135M parameters in float32
 GPU_FLOPS = 2e14  # of one GPU: 7B parameters in bfloat16

@@ -16,19 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint import (
-    allocate,
-    base_parameters,
-    check_memory,
-    empty_model,
-    read_json,
-    read_number,
-    read_rows,
-    read_weights,
-    tensor_shapes,
-    to_file_name,
-    write_tensors,
-)
+from model.architecture import read_number
+from model.checkpoint import allocate, base_parameters, empty_model, read_weights, to_file_name
+from model.files import check_memory, read_json, read_rows, tensor_shapes, write_tensors
 from model.lora import TARGETS, add_lora, lora_layers
 from model.parallel import fill, is_main, shard, whole
 from model.transformer import Transformer

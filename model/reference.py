@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from model.checkpoint import base_parameters, write_tensors
+from model.checkpoint import base_parameters
+from model.files import write_tensors
 from model.lora import adapters_disabled
 from model.parallel import any_rank, drop_gathered, gather_json, is_main, sum_over_ranks, whole
 from model.transformer import Transformer

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from model.adapter import has_head, load_policy
+from model.architecture import read_model_config
 from model.attention import Segment
-from model.checkpoint import read_model_config
 from model.score import pack_parts, plan_forwards
 from model.transformer import Transformer
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import read_json, read_rows, tensor_shapes, write_tensors
+from model.files import read_json, read_rows, tensor_shapes, write_tensors
 from model.parallel import any_rank, gather_json, is_main, owned, shard_place, share
 
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 
 import train
 from model.adapter import load_policy
-from model.checkpoint import load_model, write_tensors
+from model.checkpoint import load_model
 from model.logbook import read_records
 from model.training_state import (
     load_training_state,
@@ -183,21 +182,6 @@ def test_a_flipped_adapter_is_refused_or_changes_one_number(folder):
 
 # ------------------------------------------------------------------------------------------------
 # folders
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    """A limit on the size of files stands for a full disk; the old file and its bytes stay."""
-    file = tmp_path / "tensors.safetensors"
-    write_tensors({"a": torch.arange(5.0)}, file)
-    before = file.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"tensors.safetensors"):
-            write_tensors({"a": torch.zeros(100_000)}, file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert file.read_bytes() == before
 
 
 def test_a_read_only_folder_is_an_error_before_the_first_step(monkeypatch, capsys):

@@ -6,7 +6,6 @@ pytest tests/test_hostile.py
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
@@ -24,18 +23,12 @@ from data.prompts import read_prompts
 from data.rows import data_files, read_rows
 from data.synthetic import checked_rows
 from data.tokenizer import load_tokenizer
-from model import adapter, checkpoint
+from model import adapter, checkpoint, files
 from model.adapter import add_adapter, load_policy
-from model.checkpoint import (
-    allocate,
-    empty_model,
-    init_model,
-    load_model,
-    read_json,
-    tensor_shapes,
-)
+from model.checkpoint import allocate, empty_model, init_model, load_model
 from tests.conftest import ROOT
 from tests.fuzz import make_adapter, make_sentencepiece, make_shards, make_tokenizer_json
+from tests.test_files import tensor, write_raw
 
 TINY = ROOT / "data" / "tiny"
 INDEX = "model.safetensors.index.json"
@@ -61,15 +54,6 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def write_tensors(file: Path, header: dict, data: bytes = bytes(64), length: int = -1) -> None:
-    text = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", length if length >= 0 else len(text)) + text + data)
-
-
-def tensor(shape: tuple = (4, 4), begin: int = 0, end: int = 64, dtype: str = "F32") -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
-
-
 @pytest.fixture
 def no_memory(monkeypatch):
     """What is refused here is refused before any memory is taken."""
@@ -83,53 +67,6 @@ def no_memory(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------
 # weights
-
-
-@pytest.mark.parametrize("length", [0, 1, 2**31, 2**32, 99_999_999, 2**63, 2**64 - 1])
-def test_lengths_of_the_header(length, tmp_path):
-    write_tensors(tmp_path / "x.safetensors", {"a": tensor()}, length=length)
-    with pytest.raises(ValueError, match=r"x.safetensors is truncated or corrupt"):
-        tensor_shapes(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"a": tensor(), "b": tensor()},
-        {"a": tensor((8,), 0, 32), "b": tensor((8,), 16, 48)},
-        {"a": tensor((4,), 0, 16), "b": tensor((4,), 48, 64)},
-        {"a": tensor((32,), 0, 128)},
-        {"a": tensor((16,), 64, 0)},
-        {"a": tensor((16,), -64, 0)},
-        {"a": tensor((4, 5))},
-        {"a": tensor((2**40, 2**40))},
-        {"a": tensor((-4, -4))},
-        {"a": tensor(dtype="F31")},
-        {"a": tensor(), "__metadata__": {"format": {"a": 1}}},
-        {"a": {}},
-        [],
-    ],
-)
-def test_tensors_that_overlap_or_lie_outside(header, tmp_path):
-    write_tensors(tmp_path / "x.safetensors", header)
-    with pytest.raises(ValueError, match=r"x.safetensors is truncated or corrupt"):
-        tensor_shapes(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("dtype", ["I64", "I8", "BOOL", "F8_E4M3", "F8_E5M2"])
-def test_dtypes_that_are_no_weights(dtype, tmp_path):
-    size = {"I64": 8}.get(dtype, 1)
-    write_tensors(tmp_path / "x.safetensors", {"a": tensor((64 // size,), dtype=dtype)})
-    with pytest.raises(ValueError, match=rf"tensor 'a' expects floats, got {dtype}"):
-        tensor_shapes(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("shape", [(), (0, 2**63)])
-def test_shapes_that_torch_cannot_have(shape, tmp_path):
-    data = bytes(0 if shape else 4)
-    write_tensors(tmp_path / "x.safetensors", {"a": tensor(shape, 0, len(data))}, data)
-    with pytest.raises(ValueError, match="tensor 'a' has a shape of no use"):
-        tensor_shapes(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +166,7 @@ def test_an_adapter_of_an_absurd_rank(dtype, folder, no_memory):
 def test_an_adapter_that_is_larger_than_memory(dtype, folder, no_memory, monkeypatch):
     """A file with a hole: its terabytes cost nobody anything until they are read."""
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "sysconf", lambda name: 10)
+        patch.setattr(files.os, "sysconf", lambda name: 10)
         with pytest.raises(
             ValueError, match=r"adapter_model.safetensors would take 0\.0 GB of mem"
         ):
@@ -242,7 +179,7 @@ def test_an_adapter_that_is_larger_than_memory(dtype, folder, no_memory, monkeyp
             name = f"base_model.model.model.layers.{layer}.self_attn.v_proj.lora_{part}.weight"
             header[name] = tensor(shape, begin, end)
     file = folder / "adapter_model.safetensors"
-    write_tensors(file, header, b"")
+    write_raw(file, header, b"")
     try:
         os.truncate(file, file.stat().st_size + end)
     except OSError:
@@ -373,12 +310,6 @@ def test_files_of_a_terabyte(name, folder):
         pytest.skip("this file system has no files of that size")
     with pytest.raises(ValueError, match=rf"{name}: expected at most \d+ bytes"):
         LOADERS[name](folder)
-
-
-def test_json_of_a_run_is_read_by_the_same_rules(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"files": {}, "files": {}}')
-    with pytest.raises(ValueError, match=r"manifest.json is not JSON: 'files' stands twice"):
-        read_json(tmp_path / "manifest.json")
 
 
 # ------------------------------------------------------------------------------------------------

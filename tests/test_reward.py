@@ -29,7 +29,8 @@ from data.tokenizer import load_tokenizer
 from eval import reward
 from eval.metrics import wilson_interval
 from model.adapter import load_policy, save_adapter
-from model.checkpoint import load_model, read_model_config, save_model
+from model.architecture import read_model_config
+from model.checkpoint import load_model, save_model
 from model.flags import check_flags
 from model.logbook import read_records
 from model.lora import add_lora

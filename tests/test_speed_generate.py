@@ -14,7 +14,7 @@ import torch
 
 from eval import speed_generate
 from eval.speed_generate import SpeedGenerateConfig, make_job, notes, summarize
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from tests.conftest import ROOT
 
 CONFIG = SpeedGenerateConfig(model=str(ROOT / "data" / "tiny"))

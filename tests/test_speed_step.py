@@ -16,7 +16,8 @@ import torch
 from eval import speed_step
 from eval.speed_step import ProductRecorder, SpeedStepConfig, lay_out, run_variant
 from eval.speed_work import LAYOUTS, count_rows, step_flop
-from model.checkpoint import init_weights, read_model_config
+from model.architecture import read_model_config
+from model.checkpoint import init_weights
 from model.transformer import ModelConfig, Transformer
 from tests.conftest import ROOT
 from tests.test_transformer import SIZES, padded_logps, random_pairs

@@ -15,7 +15,7 @@ import torch
 
 from eval import speed_train
 from eval.speed_train import SpeedTrainConfig, available, lengths_of, make_pairs
-from model.checkpoint import read_model_config
+from model.architecture import read_model_config
 from tests.conftest import ROOT
 
 CONFIG = SpeedTrainConfig(

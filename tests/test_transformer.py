@@ -15,7 +15,7 @@ import transformers
 
 from data.packing import PairBatch, pack_pairs
 from data.pairs import TokenPair
-from model.checkpoint import init_weights, load_model, read_model_config
+from model.checkpoint import init_weights, load_model
 from model.lora import adapters_disabled, add_lora, lora_layers
 from model.transformer import (
     Gated,
@@ -97,31 +97,6 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
         ours, theirs = model(input_ids), witness(input_ids).logits
     assert (ours - theirs).abs().max().item() < 1e-4
     assert theirs.std().item() > 0.1  # the comparison is about something
-
-
-def test_config_written_by_transformers_itself_loads(tmp_path):
-    """The rope_parameters form, as transformers 5 writes it."""
-    witness = save_witness(tmp_path, {"rope_scaling": {"rope_type": "llama3", **LLAMA3}})
-    witness.config.save_pretrained(tmp_path)
-    assert "rope_parameters" in json.loads((tmp_path / "config.json").read_text())
-    input_ids = torch.arange(90)[None]
-    with torch.no_grad():
-        assert (load_model(tmp_path)(input_ids) - witness(input_ids).logits).abs().max() < 1e-4
-
-
-def test_windows_are_mistrals_alone(tmp_path):
-    """transformers ignores a window in a Llama; a Mistral has 4096 where its file is silent."""
-    save_witness(tmp_path, {"sliding_window": 7})
-    assert read_model_config(tmp_path).sliding_window is None
-    for window, expected in ((7, 7), (None, None), ("absent", 4096)):
-        save_witness(tmp_path, {"sliding_window": None}, mistral=True)
-        fields = json.loads((tmp_path / "config.json").read_text())
-        fields["sliding_window"] = window
-        if window == "absent":
-            del fields["sliding_window"]
-            assert transformers.MistralConfig().sliding_window == expected
-        (tmp_path / "config.json").write_text(json.dumps(fields))
-        assert read_model_config(tmp_path).sliding_window == expected
 
 
 @pytest.mark.parametrize("fixture", ["stories_dir", "smollm2_dir"])
