@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from data.tokenizer import Tokenizer, decode_text, is_text, read_file, read_json
+from data.reading import decode_text, is_text, read_file, read_json
+from data.tokenizer import Tokenizer
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.chat import ChatFormat, Message, stop_ids
+from data.reading import decode_text
 from data.rows import (
     add_system,
     check_turns,
@@ -18,7 +19,7 @@ from data.rows import (
     read_rows,
     without_nulls,
 )
-from data.tokenizer import Tokenizer, decode_text
+from data.tokenizer import Tokenizer
 
 TEXT_BYTES = 2**28  # of a .txt file, at most
 

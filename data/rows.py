@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from data.chat import ROLES, Message
-from data.tokenizer import parse_json
+from data.reading import parse_json
 
 LINE_BYTES = 2**26  # of a row in a file of lines, at most
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")

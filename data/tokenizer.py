@@ -22,23 +22,14 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 
-COPIED_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
-FILE_BYTES = 2**28  # of one of these files, at most
-MARKER = re.compile(r"<\|[^|\s]+\|>")  # an added or user-defined token spelled so is special
+from data.reading import read_file
+from data.token_files import COPIED_FILES, MARKER, CheckpointFiles
+
 REPLACEMENT = "\ufffd"
 
 
@@ -76,154 +67,6 @@ def is_sentencepiece(proto: bytes) -> bool:
     except (RuntimeError, UnicodeDecodeError):  # what it raises for bytes that are something else
         return False
     return bool(pieces) and all(pieces)
-
-
-# ---------------------------------------------------------------------------------------------
-# files
-# ---------------------------------------------------------------------------------------------
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file; FileNotFoundError, or ValueError for a link out of its folder.
-
-    The cache of the Hugging Face hub has such links, from snapshots/<revision>/ to blobs/.
-    """
-    if not path.is_file():
-        kind = "not a regular file" if path.exists() else "no such file"
-        raise FileNotFoundError(f"expected {path}: {kind}")
-    folder, file = path.parent.resolve(), path.resolve()
-    blobs = [parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"]
-    if not file.is_relative_to(folder) and file.parent not in blobs:
-        raise ValueError(f"{path} is a link out of its folder, to {file}; expected the file itself")
-    if (size := path.stat().st_size) > FILE_BYTES:
-        raise ValueError(f"{path}: expected at most {FILE_BYTES} bytes, got {size}")
-    return path.read_bytes()
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; ValueError if it holds something else."""
-    value = parse_json(read_file(path), str(path))
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def parse_json(data: bytes, where: str) -> object:
-    """A JSON value; ValueError that begins with `where` for anything else.
-
-    What readers understand differently is refused: NaN, and a name twice in one object.
-    """
-    text = decode_text(data, where)
-    try:
-        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON, {error}") from error
-
-
-def decode_text(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8, {error.reason} at byte {error.start}") from error
-
-
-def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{name!r} stands twice in one object")
-    return fields
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a text of Unicode: JSON can spell half a surrogate pair."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-class CheckpointFiles:
-    """What the JSON files beside a tokenizer say about its tokens.
-
-    added:    token -> id of tokens beyond the base vocabulary
-    special:  the spellings of special tokens
-    spec:     tokenizer.json, empty if there is none
-    """
-
-    def __init__(self, folder: Path | None, json_file: Path | None):
-        self.folder = folder
-        self.paths = [folder / n for n in COPIED_FILES if (folder / n).is_file()] if folder else []
-        self.config = self.read("tokenizer_config.json")
-        self.spec = read_json(json_file) if json_file else {}
-        entries = self.added_entries()
-        self.added = {entry["content"]: entry["id"] for entry in entries}
-        self.special = {entry["content"] for entry in entries if entry.get("special")}
-        self.special |= {token for token in self.added if MARKER.fullmatch(token)}
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            self.special |= named_tokens(self.read(name), f"{self.folder}/{name}")
-
-    def added_entries(self) -> list[dict]:
-        """The added tokens of all files, each with its content and id."""
-        more = self.read("added_tokens.json")
-        try:
-            decoder = self.config.get("added_tokens_decoder") or {}
-            entries = [{"id": int(id), **entry} for id, entry in decoder.items()]
-            entries += self.spec.get("added_tokens") or []
-            entries += [{"id": id, "content": token} for token, id in more.items()]
-            assert all(e["content"] and is_text(e["content"]) for e in entries)
-            assert all(type(e["id"]) is int for e in entries)
-            assert all(0 <= entry["id"] < 2**31 for entry in entries)
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{self.folder}: added tokens expect an id and a content each, in "
-                "tokenizer_config.json (added_tokens_decoder), tokenizer.json (added_tokens) and "
-                "added_tokens.json"
-            ) from None
-        return entries
-
-    def read(self, name: str) -> dict:
-        path = self.folder / name if self.folder else None
-        return read_json(path) if path and path.is_file() else {}
-
-    def token(self, name: str) -> tuple[str, str] | None:
-        """How bos_token or eos_token is spelled, and the file that says so."""
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            if entry := self.read(file).get(name):
-                return spelling(entry, f"{self.folder}/{file}"), f"{self.folder}/{file}"
-        return None
-
-    def model_id(self, name: str) -> int | None:
-        """bos_token_id or eos_token_id of the model's own configuration, the first of a list."""
-        for file in ("config.json", "generation_config.json"):
-            value = self.read(file).get(name)
-            value = value[0] if isinstance(value, list) and value else value
-            if type(value) is int:
-                return value
-        return None
-
-    def adds_bos(self, otherwise: bool) -> bool:
-        said = self.config.get("add_bos_token")
-        return said if isinstance(said, bool) else otherwise
-
-
-def spelling(entry: object, where: str) -> str:
-    """A token, written as its text or as an object that has it as content."""
-    text = entry.get("content") if isinstance(entry, dict) else entry
-    if not text or not is_text(text):
-        raise ValueError(f"{where}: expected a token's text or an object with it, got {entry!r}")
-    return text
-
-
-def named_tokens(source: dict, where: str) -> set[str]:
-    entries = [source[name] for name in NAMED_TOKENS if source.get(name)]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        extra = source.get(name) or []
-        if not isinstance(extra, dict | list):
-            raise ValueError(f"{where}: {name} expects a list of tokens, got {extra!r}")
-        entries += extra.values() if isinstance(extra, dict) else extra
-    return {spelling(entry, where) for entry in entries}
 
 
 class Tokenizer(ABC):

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from data.reading import decode_text
 from data.rows import SUFFIXES, open_binary, read_rows
-from data.tokenizer import decode_text
 
 LETTERS = re.compile(r"[^\W\d_]+")
 

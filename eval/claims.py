@@ -24,8 +24,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from data.reading import parse_json
 from data.rows import check_text, describe
-from data.tokenizer import parse_json
 from eval.study_values import SELECTED, Selector, check_metric, split_metric
 
 CLAIMS = Path(__file__).with_name("claims.json")

@@ -45,8 +45,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.reading import read_json
 from data.rows import check_text, read_rows
-from data.tokenizer import read_json
 from eval.aberrations import count_aberrations, read_vocabulary
 from eval.embeddings import cosine_distances, embed
 from eval.entropy import agreement, encode_rows, score_texts

@@ -33,7 +33,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
-from data.tokenizer import read_json
+from data.reading import read_json
 from eval import study_grid, study_models_grid
 from eval.report import write_report
 from eval.study_cells import (
