@@ -128,7 +128,7 @@ class TrainConfig:
     warmup_steps: int = 10  # steps over which the learning rate rises to its full value
     max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
     weight_decay: float = 0.0  # of AdamW, per unit of learning rate
-    seed: int = 0  # of the order of the data, held-out prompts, new weights and the label noise
+    seed: int = 0  # of the order of the data, held-out prompts, new weights, dropout, label noise
     dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
     activation_checkpointing: bool = False  # recompute each block in the backward pass
@@ -280,7 +280,7 @@ def print_plan(config: TrainConfig) -> None:
     dtype = DTYPES[config.dtype or ("bfloat16" if device == "cuda" else "float32")]
     pairs, _ = load_pairs(config, *load_formats(config))
     ranks = config.world_size or 1
-    steps = config.max_steps or steps_per_epoch(len(pairs), config.batch_size)
+    steps = number_of_steps(config, pairs)
     limits = (config.batch_size, config.micro_batch_tokens, config.seed, steps, ranks)
     batch, micro_steps = heaviest_batch(pairs, *limits)
     plan = plan_run(
@@ -312,7 +312,7 @@ def train(
 ) -> None:
     """All steps of the run; metrics.jsonl and the checkpoints are written on the way."""
     rank, ranks = parallel.rank(), parallel.world_size()
-    total_steps = config.max_steps or config.epochs * steps_per_epoch(len(pairs), config.batch_size)
+    total_steps = number_of_steps(config, pairs)
     trained = list(trained_parameters(model).values())
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -405,6 +405,10 @@ def train(
             evaluate_after(step + 1)
             log.restart_clock()
     interrupt.restore()
+
+
+def number_of_steps(config: TrainConfig, pairs: list[TokenPair]) -> int:
+    return config.max_steps or config.epochs * steps_per_epoch(len(pairs), config.batch_size)
 
 
 def resume_command(out_dir: Path) -> str:

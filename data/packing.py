@@ -192,10 +192,10 @@ def step_indices(step: int, num_pairs: int, batch_size: int, seed: int) -> list[
 def heaviest_batch(
     pairs: list[TokenPair], batch_size: int, budget: int, seed: int, steps: int, ranks: int
 ) -> tuple[PairBatch, int]:
-    """Of the first epoch, or the first `steps`: the micro-batch with most tokens, and the most
-    micro-batches that a step has."""
+    """Of the first `steps`: the micro-batch with most tokens, and the most micro-batches that a
+    step has."""
     heaviest, tokens, count = [], 0, 0
-    for step in range(min(steps, steps_per_epoch(len(pairs), batch_size))):
+    for step in range(steps):
         shares = step_bins(pairs, step_indices(step, len(pairs), batch_size, seed), budget, ranks)
         count = max(count, *map(len, shares))
         for members in (bin for share in shares for bin in share):

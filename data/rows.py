@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from data.chat import ROLES, Message
-from data.reading import parse_json
+from data.reading import is_text, parse_json
 
 LINE_BYTES = 2**26  # of a row in a file of lines, at most
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -34,14 +34,14 @@ def data_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; mend --data")
+            raise FileNotFoundError(f"{path}: no such file or folder; expected data")
         if path.is_file():
             if not path.name.endswith(SUFFIXES):
                 raise ValueError(f"{path}: expected a file named {', '.join(SUFFIXES)}")
             files.append(path)
             continue
         if not path.is_dir():
-            raise ValueError(f"{path}: expected a file or a folder, got neither; mend --data")
+            raise ValueError(f"{path}: expected a file or a folder of data, got neither")
         suffixes = (".jsonl", ".jsonl.gz", ".parquet")  # a .json may be anything
         inside = [f for f in sorted(path.iterdir()) if f.name.endswith(suffixes)]
         inside = [f for f in inside if f.is_file() and not f.name.startswith(".")]
@@ -153,10 +153,8 @@ def describe(value: object) -> str:
 def check_text(value: object, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {key}: expected a text, got {describe(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {key}: not Unicode, half a surrogate pair") from error
+    if not is_text(value):
+        raise ValueError(f"{where}: {key}: not Unicode, half a surrogate pair")
     return value
 
 

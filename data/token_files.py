@@ -45,15 +45,19 @@ class CheckpointFiles:
             entries = [{"id": int(id), **entry} for id, entry in decoder.items()]
             entries += self.spec.get("added_tokens") or []
             entries += [{"id": id, "content": token} for token, id in more.items()]
-            assert all(e["content"] and is_text(e["content"]) for e in entries)
-            assert all(type(e["id"]) is int for e in entries)
-            assert all(0 <= entry["id"] < 2**31 for entry in entries)
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+            fit = all(
+                entry["content"] and is_text(entry["content"])
+                and type(entry["id"]) is int and 0 <= entry["id"] < 2**31
+                for entry in entries
+            )  # fmt: skip
+        except (AttributeError, KeyError, TypeError, ValueError):
+            fit = False
+        if not fit:
             raise ValueError(
                 f"{self.folder}: added tokens expect an id and a content each, in "
                 "tokenizer_config.json (added_tokens_decoder), tokenizer.json (added_tokens) and "
                 "added_tokens.json"
-            ) from None
+            )
         return entries
 
     def read(self, name: str) -> dict:

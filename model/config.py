@@ -49,7 +49,7 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None) -> C
 
 def to_json(config: Any) -> dict[str, Any]:
     """The fields of a configuration as JSON values (tuples become lists)."""
-    return dataclasses.asdict(config)
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 # ------------------------------------------------------------------------------------------------

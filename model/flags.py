@@ -4,6 +4,7 @@ All of it is said before a file is read, as a ValueError that names the flag. `c
 TrainConfig; a flag that has no meaning where it is given is one that differs from its default.
 """
 
+import re
 from typing import Any
 
 from model import parallel
@@ -31,11 +32,13 @@ UNUSED = {  # flags that an objective gives no meaning to, and why
     ),
     "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
     "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
+    **dict.fromkeys(("dpo", "ipo", "robust"), (("alpha",), "weight of the policy's term but beta")),
 }
 
 
 def check_flags(config: Any) -> None:
     check_values(config)
+    check_data(config)
     check_objective(config)
     check_policy(config)
     check_run(config)
@@ -69,10 +72,19 @@ def check_values(config: Any) -> None:
     expect(config.lora_rank <= 2**15, "lora_rank", "32768 or less")
     shorter = (config.max_prompt_length or 0) < config.max_length
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
-    kind = (config.device or "cpu").partition(":")[0]
-    expect(kind in ("cpu", "cuda"), "device", "cpu, cuda or cuda:N")
+    expect(config.max_length >= 2, "max_length", "2 or more, of a prompt and its completion")
+    device = re.fullmatch(r"cpu|cuda(:\d+)?", config.device or "cpu")
+    expect(device is not None, "device", "cpu, cuda or cuda:N")
     expect(set(config.lora_targets) <= set(TARGETS), "lora_targets", f"some of {' '.join(TARGETS)}")
     expect(config.out_dir != "", "out_dir", "a folder")
+
+
+def check_data(config: Any) -> None:
+    """Which pairs are held out."""
+    if config.eval_data is not None:
+        refuse_given(config, ("eval_fraction",), "beside --eval_data")
+    elif not is_given(config, "data") and config.objective != "sft":
+        refuse_given(config, ("eval_fraction",), "without --data: the default has held-out pairs")
 
 
 def check_objective(config: Any) -> None:
@@ -124,6 +136,8 @@ def check_run(config: Any) -> None:
     for flag in ("replicas", "cpu_offload"):
         if ranks == 1 and is_given(config, flag):
             raise ValueError(f"--{flag} needs more than one rank; start train.py with torchrun")
+    if config.cpu_offload and config.device == "cpu":
+        raise ValueError("--cpu_offload has no meaning with --device cpu")
     if ranks % config.replicas:
         raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
     if config.inexact_resume and not config.resume:

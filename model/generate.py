@@ -243,11 +243,15 @@ class Batch:
         self.held = [prompt for prompt in self.held if prompt in used]
 
     def make_room(self) -> None:
-        """Let the last completions wait again, from their beginning, until the pages suffice."""
+        """Until the pages suffice, let go of a prompt that no row continues; then let the last
+        completions wait again, from their beginning."""
         while self.cache.pages_needed(self.rows) > len(self.cache.free):
-            b = self.indices.index(max(self.indices))
-            self.queue.appendleft(self.indices[b])
-            self.remove([b])
+            if self.front and all(row.prompt is not self.front[1] for row in self.rows):
+                self.front = None
+            else:
+                b = self.indices.index(max(self.indices))
+                self.queue.appendleft(self.indices[b])
+                self.remove([b])
             self.drop_prompts()
 
     # --------------------------------------------------------------------------------------------

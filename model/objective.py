@@ -254,7 +254,8 @@ def reward_loss(
 # the named objective and what is logged of it
 #
 # A new one needs its function, its branch here, and its name in OBJECTIVES (in ONE_MODEL without a
-# reference); flags that it has no use for are in UNUSED of train.py. The audit takes TWO_TERMS.
+# reference); flags that it has no use for are in UNUSED of model/flags.py. The audit takes
+# TWO_TERMS.
 
 
 def objective_loss(

@@ -8,6 +8,7 @@ FILE.lock, and a second command is refused, even the same one; a kill leaves the
 
 import glob
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -63,8 +64,10 @@ def write_missing(
                 written += 1
         except KeyboardInterrupt:
             if parallel.says_first("rows interrupted"):
-                stand = f"{len(done) + written} of {count} rows"
-                parallel.note(f"\nstopped: {stand} are in {out}; the same command goes on")
+                stand = f"{len(done) + written} of {count} rows are in {out}"
+                if parallel.world_size() > 1:  # how many the others have is not known here
+                    stand = "the rows that are written stay"
+                print(f"\nstopped: {stand}; the same command goes on", file=sys.stderr)
             raise SystemExit(130) from None
 
 

@@ -30,7 +30,7 @@ LARGEST_WORLD = 2**20  # shards of a model, at most
 FREE = ("resume", "inexact_resume", "out_dir", "reference_cache", "save_every", "keep",
         "eval_every", "sample_prompts", "activation_checkpointing", "keep_every", "plan",
         "world_size")  # fmt: skip
-# and what changes the last bits alone, with --inexact_resume
+# and what changes the last bits alone, or where dropout strikes, with --inexact_resume
 ROUNDING = ("device", "micro_batch_tokens", "head_kernel", "head_workspace_mib", "compile",
             "replicas", "cpu_offload", "number of ranks", "number of threads",
             "version of torch", "kind of device")  # fmt: skip
@@ -85,6 +85,8 @@ def save_training_state(
         shutil.rmtree(target, ignore_errors=True)  # a torn one, that the run has come back to
         partial.rename(target)
         flush(target.parent)
+        for unfinished in target.parent.glob("step-*.partial"):  # of a run that was killed
+            shutil.rmtree(unfinished)
         older = [other for other in checkpoints(folder) if number(other) < step]
         for old in older[keep - 1 :] if keep else []:  # newer ones are torn: they were skipped
             shutil.rmtree(old)
@@ -145,7 +147,9 @@ def load_training_state(
             f"--resume expects a whole checkpoint in {folder}/checkpoints; none there"
         )
     step, shards, run = read_state(newest / "state.json")
-    refuse_changes(newest, run, identity, inexact)
+    if differ := refuse_changes(newest, run, identity, inexact):
+        what = "dropout and the last bits" if identity.get("lora_dropout") else "the last bits"
+        print(f"resuming inexactly, {what} will differ: {differ}")
     files = [newest / shard_file(place, shards) for place in range(shards)]
     shapes = [tensor_shapes(file) for file in files]
     names = trained_parameters(model)
@@ -262,8 +266,9 @@ def shard_file(place: int, places: int) -> str:
     return f"shard-{place:05d}-of-{places:05d}.safetensors"
 
 
-def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any], inexact: bool) -> None:
-    """ValueError naming each thing that is not what the run began with and would change it."""
+def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any], inexact: bool) -> str:
+    """ValueError naming each thing that is not what the run began with and would change it; what
+    changes the last bits, where that is allowed."""
 
     def changed(names: set[str]) -> str:
         pairs = [(name, then.get(name), now.get(name)) for name in sorted(names)]
@@ -279,8 +284,7 @@ def refuse_changes(where: Path, then: dict[str, Any], now: dict[str, Any], inexa
         raise ValueError(
             f"{where} would not go on bit for bit: {text}; set it back, or pass --inexact_resume"
         )
-    if text:
-        print(f"resuming inexactly, the last bits will differ: {text}")
+    return text
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

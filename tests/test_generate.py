@@ -249,6 +249,16 @@ def test_a_finished_row_makes_room_at_once(monkeypatch):
     assert steps == [[0, 1], [0, 1], [0, 2], [0, 2], [0, 3], [0, 3]]
 
 
+@pytest.mark.parametrize("lengths", [(10, 10), (300, 20, 20, 20)])
+def test_the_prompt_read_last_gives_its_pages_before_a_completion_does(lengths):
+    """Room for the longest completion and no more: it is drawn to its end beside a prompt that no
+    row continues any more."""
+    model = random_model(max_position_embeddings=600)
+    prompts = [[i + 1] * length for i, length in enumerate(lengths)]
+    settings = (prompts, [1] * len(prompts), 240)
+    assert complete(model, *settings, cache_bytes=0) == complete(model, *settings)
+
+
 def test_equal_neighbours_are_read_once(monkeypatch):
     read = []
     monkeypatch.setattr(

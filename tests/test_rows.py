@@ -104,7 +104,7 @@ def test_rows_are_written_into_a_new_folder(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing: no such file or folder; mend --data"):
+    with pytest.raises(FileNotFoundError, match="nothing: no such file or folder; expected data"):
         data_files(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"a folder without .jsonl"):
         data_files(tmp_path)

@@ -70,6 +70,8 @@ def test_newest_whole_checkpoint_is_taken(tmp_path):
     torn.mkdir()
     (torn / "state.json").write_text("{")
     assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 10
+    save_training_state(tmp_path, model, optimizer, 12, CONFIG)
+    assert not torn.exists()  # nobody will finish it
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
