@@ -409,7 +409,7 @@ def test_no_text_takes_forever(folder):
 def test_data_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(
-        ValueError, match=r"pipe.jsonl: expected a file or a folder, of data, got neither"
+        ValueError, match=r"pipe.jsonl: expected a file or a folder of data, got neither"
     ):
         data_files(tmp_path / "pipe.jsonl")
     with pytest.raises(ValueError, match="a folder without"):
