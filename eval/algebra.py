@@ -132,6 +132,9 @@ class Parser:
             self.tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
         self.tokens.append(("end", ""))
+        kinds = [kind for kind, _ in self.tokens]
+        if any(kinds[i : i + 3] == ["letter"] * 3 for i in range(len(kinds))):
+            raise ValueError("a word, whose letters are no factors")
         self.at = 0
 
     def parse(self) -> Any:

@@ -26,15 +26,19 @@ from eval.audit_pairs import audit
 from eval.audit_run import AuditConfig, Settings, read_settings
 from eval.invariants import CheckConfig, check_run
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import run_main
+
+OF_THE_PAGE = ("policy", "on", "pairs", "worst", "sample", "limit", "seed", "out")
+OF_THE_CHECK = ("eval_data", "lora_rank", "lora_alpha", "lora_targets")
 
 
 def main() -> None:
     config = parse_config(AuditConfig)
     settings = read_settings(config)
+    check_flags(config)
     if config.check:
         raise SystemExit(0 if check_run(check_config(config, settings)) else 1)
-    check_flags(config, settings)
     page = {"command": command_of(config)} | audit(config, settings)
     write_audit(Path(config.out), page)
     tell(config, page)
@@ -42,8 +46,12 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def check_flags(config: AuditConfig, settings: Settings) -> None:
-    """ValueError for flags out of range, missing, or contradicting each other."""
+def check_flags(config: AuditConfig) -> None:
+    """ValueError for flags that are out of range, missing, without a meaning, or contradictory."""
+    if config.check:
+        refuse_given(config, OF_THE_PAGE, "with --check, which writes no page")
+        return
+    refuse_given(config, OF_THE_CHECK, "without --check")
     if config.run is None and config.adapter is None and config.policy is None:
         raise ValueError("expected --run, or the policy: --model with --adapter or --policy")
     if config.adapter is not None and config.policy is not None:
@@ -86,7 +94,11 @@ def tell(config: AuditConfig, page: dict[str, Any]) -> None:
 def check_config(config: AuditConfig, settings: Settings) -> CheckConfig:
     """The settings that the checks of `eval/invariants.py` take."""
     known = {field.name for field in fields(CheckConfig)}
-    given = asdict(settings) | {"dtype": config.dtype, "device": config.device}
+    if settings.init is not None:
+        raise ValueError(f"--check is of a checkpoint, and {config.run} began with random weights")
+    own = ("micro_batch_tokens", "dtype", "device")
+    given = asdict(settings) | {name: getattr(config, name) for name in own}
+    given["adapter"] = config.adapter or settings.adapter  # that train.py would start from
     return CheckConfig(**{name: value for name, value in given.items() if name in known})
 
 

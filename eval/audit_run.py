@@ -30,7 +30,7 @@ INHERITED = ("model", "tokenizer", "data", "objective", "alpha", "beta", "label_
 class AuditConfig:
     run: str | None = None  # folder of a run of train.py
     model: str | None = None  # folder of the base model; none: that of --run
-    adapter: str | None = None  # folder with the policy's LoRA adapter; none: that of --run
+    adapter: str | None = None  # the policy's LoRA adapter; with --check: one to start from
     policy: str | None = None  # folder of the policy where all weights were trained
     data: tuple[str, ...] | None = None  # files of pairs; none: those of --run
     on: str = "eval"  # of --run: eval, its held-out pairs, or train

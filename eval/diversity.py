@@ -198,9 +198,16 @@ def check_row(row: Mapping, where: str) -> dict:
 
 def describe(config: DiversityConfig, rows: Sequence[Mapping]) -> dict:
     """Every flag, and what the numbers depend on besides."""
-    asked = [[row["index"], row.get("prompt")] for row in rows]
     file = settings_file(Path(config.samples))
     drawn = read_json(file) if file.is_file() else {}
+    asked = [[row["index"], row.get("prompt")] for row in rows]
+    if any(prompt is None for _, prompt in asked):  # of a benchmark: a digest of them all
+        asked.append(drawn.get("prompts"))
+        if config.baseline is not None and asked[-1] is None:
+            raise ValueError(
+                f"--baseline: {config.samples} has no prompts, and {file.name} names none, so that "
+                "nobody can tell whether they are the same"
+            )
     return asdict(config) | {
         "n": len(rows[0]["completions"]),
         "data_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),

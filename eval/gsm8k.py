@@ -51,6 +51,7 @@ from eval.exemplars import Exemplar, build_prompt, read_exemplars
 from eval.metrics import label_values, pass_values, powers_of_two
 from eval.results import Metrics, data_digest, read_results
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import run_main, write_text
 
 REQUEST = (
@@ -101,6 +102,8 @@ def check_row(row: Mapping, where: str) -> dict:
 
 
 def read_shots(config: Gsm8kConfig, problems: Sequence[Mapping]) -> list[Exemplar]:
+    if config.prompt_style == "chat":
+        refuse_given(config, ("shots",), "with --prompt_style chat, which shows no exemplars")
     if config.prompt_style == "chat" or config.samples is not None:
         return []
     keys = (("question", "answer"), ("question", "target"))

@@ -107,12 +107,16 @@ def definition(entry_point: str) -> re.Pattern[str]:
     return re.compile(rf"^def {re.escape(entry_point)}\s*\(", re.MULTILINE)
 
 
+FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
+
+
 def build_program(problem: Mapping[str, str], completion: str, style: str) -> str:
     """The program that a completion stands for.
 
-    A text that defines the function itself follows the prompt's imports and helpers; any other
-    continues the prompt. Of a chat reply, the first code block that defines it counts, or else the
-    first, or else all; a block that is not closed ends with the reply.
+    A text that defines the function itself follows the prompt's imports and helpers, but for its
+    imports from __future__, which go before them; any other continues the prompt. Of a chat reply,
+    the first code block that defines it counts, or else the first, or else all; a block that is not
+    closed ends with the reply.
     """
     defines, code = definition(problem["entry_point"]).search, completion
     if style == "chat":
@@ -121,7 +125,8 @@ def build_program(problem: Mapping[str, str], completion: str, style: str) -> st
     if not defines(code):
         return problem["prompt"] + code
     start = defines(problem["prompt"]).start()
-    return problem["prompt"][:start] + code
+    future = "".join(FUTURE.findall(code))
+    return future + problem["prompt"][:start] + FUTURE.sub("", code)
 
 
 # ---------------------------------------------------------------------------------------------

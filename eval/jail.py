@@ -19,6 +19,7 @@ import random
 import resource
 import signal
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -106,7 +107,9 @@ def serve(job: Mapping, calls: BinaryIO, answers: BinaryIO) -> None:
 
     Or with (reason, detail). An answer ahead of all calls says how the program itself ended.
     """
-    scope = {"__name__": "program"}  # not __main__: a main block is no part of the answer
+    module = types.ModuleType("program")  # not __main__: a main block is no part of the answer
+    sys.modules["program"] = module  # where dataclasses look up what they are annotated with
+    scope = module.__dict__
     try:
         exec(compile(job["program"], "program", "exec"), scope)
         function = scope[job["entry_point"]]
@@ -306,6 +309,8 @@ def run_confined(job: Mapping, null: int) -> None:
 
 def main() -> None:
     os.setsid()  # a Ctrl-C is not for us
+    if hasattr(sys, "set_int_max_str_digits"):  # from Python 3.10.7 on
+        sys.set_int_max_str_digits(0)  # integers travel as literals of any length
     job = from_literal(sys.stdin.buffer.readline().decode())
     null = os.open("/dev/null", os.O_RDWR)  # before it is out of sight
     if job["namespaces"]:

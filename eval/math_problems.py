@@ -31,6 +31,7 @@ from eval.latex import Canonical, canonical, compare, extract_answer, last_boxed
 from eval.metrics import pass_values
 from eval.results import Metrics
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import run_main
 
 REQUEST = "{}\n\nReason step by step, and put your final answer within \\boxed{{}}."
@@ -69,6 +70,8 @@ def check_row(row: Mapping, where: str) -> dict:
 
 
 def read_shots(config: MathConfig, problems: Sequence[Mapping]) -> list[Exemplar]:
+    if config.prompt_style == "chat":
+        refuse_given(config, ("shots",), "with --prompt_style chat, which shows no exemplars")
     if config.prompt_style == "chat" or config.samples is not None:
         return []
     known = {problem["problem"] for problem in problems}

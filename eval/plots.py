@@ -6,7 +6,7 @@ r"""Results as pictures, each a PNG and an SVG: a frontier, reliability diagrams
     python -m eval.plots --kind reliability --results runs/dpo-mmlu runs/spl-mmlu --out reliability
 
 What is drawn stands in the results folders: frontier.json of eval.pareto, the summary's `name@k`,
-reliability.json beside the summary's `ece`. Needs matplotlib.
+reliability.json beside the summary's `ece` (eval.truthfulqa's: `letters/ece`). Needs matplotlib.
 
 Runs differ by marker and line as well as by colour (those of Okabe and Ito 2008, which the
 colour-blind can tell apart), so that a grey copy says the same. Text has 9 points where the picture
@@ -156,16 +156,17 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float, float, float
 
 
 def read_reliability(folder: Path) -> tuple[list[dict], Mapping]:
-    """(bins that hold a question, the summary's `ece`) of a results folder."""
+    """(bins that hold a question, the summary's ECE of them) of a results folder."""
     file = folder / "reliability.json"
     keys = {"low", "high", "count", "confidence", "accuracy", "accuracy_low", "accuracy_high"}
     bins = read_json(file, list)
     if not all(isinstance(row, dict) and keys <= set(row) for row in bins):
         raise ValueError(f"{file}: expected a list of bins with {', '.join(sorted(keys))}")
     metrics = read_summary(folder)["metrics"]
-    if "ece" not in metrics:
+    found = metrics.get("ece") or metrics.get("letters/ece")
+    if found is None:
         raise ValueError(f"{folder / 'summary.json'}: no metric `ece` in it")
-    return [row for row in bins if row["count"]], metrics["ece"]
+    return [row for row in bins if row["count"]], found
 
 
 # ------------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ def cell(found: Interval) -> str:
 def difficulty_html(rows: Sequence[Row], process: str) -> str:
     """pass@1 and pass@n by the reference's pass rate and tau, and what a rule made of it gains."""
     n = most_tries(rows)
-    ks = dict.fromkeys((1, min(8, n), n)) if n else ()
+    if not n:
+        return ""
+    ks = dict.fromkeys((1, min(8, n), n))
     try:
         rules = [difficulty_rule(rows, process, f"pass@{k}") for k in ks]
     except MissingError:

@@ -39,6 +39,7 @@ from eval.speed import (
     write_summary,
 )
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import choose_device
 
 ENGINES = ("ours", "lm_eval")
@@ -68,6 +69,8 @@ def main(words: list[str]) -> None:
     if "lm_eval" in engines and installed("lm_eval") is None:
         engines.remove("lm_eval")
         skipped["lm_eval"] = "pip install lm-eval"
+    if not engines:
+        raise ValueError(f"nothing is left to run: {skipped}")
     device, _ = choose_device(config.device, config.dtype)
     pin_threads(config.threads)
     job = make_job(config, device)
@@ -96,6 +99,8 @@ def check_config(config: SpeedChoicesConfig) -> None:
         raise ValueError(f"--dtype expects float32 or bfloat16, got {config.dtype!r}")
     if config.shots and config.dev is None:
         raise ValueError("--dev expects the folder of exemplars, got none; or pass --shots 0")
+    if not config.shots:
+        refuse_given(config, ("dev",), "beside --shots 0")
 
 
 def make_job(config: SpeedChoicesConfig, device: str) -> dict[str, Any]:

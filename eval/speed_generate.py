@@ -50,6 +50,7 @@ from eval.speed import (
 from eval.speed_decode import Job, choose_stop_ids
 from model.architecture import read_model_config
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import choose_device
 from model.transformer import ModelConfig
 
@@ -116,6 +117,10 @@ def check_config(config: SpeedGenerateConfig) -> None:
             raise ValueError(f"--{flag} expects {bound} or more, got {value}")
     if config.stop_after < 1:
         raise ValueError(f"--stop_after expects 1 or more, got {config.stop_after}")
+    if config.mixed is not None:
+        refuse_given(config, ("prompt_tokens",), "beside --mixed, which draws the lengths")
+    else:
+        refuse_given(config, ("stop_after",), "without --mixed")
     if config.cache_gb <= 0:
         raise ValueError(f"--cache_gb expects a number above 0, got {config.cache_gb}")
     if unknown := set(config.dtypes) - {"float32", "bfloat16"}:

@@ -56,6 +56,7 @@ from eval.speed_work import LAYOUTS
 from model.adapter import save_adapter
 from model.architecture import read_model_config
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import choose_device
 from model.transformer import ModelConfig
 
@@ -132,6 +133,11 @@ def check_config(config: SpeedTrainConfig) -> None:
     words = config.equal_lengths
     if words is not None and (len(words) != 2 or not all(w.isdigit() and int(w) for w in words)):
         raise ValueError(f"--equal_lengths expects prompt and completion tokens, got {words}")
+    if words is not None:
+        of_data = ("data", "max_length", "max_prompt_length", "tokenizer")
+        refuse_given(config, of_data, "beside --equal_lengths, which draws random ids")
+    if config.init is not None:
+        refuse_given(config, ("model",), "beside --init, which draws the weights")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ project, which its row in OUT/results.jsonl lists; OUT/cells has their files and
 already is not run again: the same command goes on where it was stopped, also on another machine
 that has only OUT/results.jsonl (a policy that is missing is then trained again when something has
 to be measured of it). Workers share the cells: --workers of each process, under torchrun of every
-rank, on the rank's GPU where it has one. A cell that fails is left out, and the end says why.
+rank, on the rank's GPU where it has one. A cell that fails is tried once and
+left out, and the end says why.
 
 OUT/report.html is the report; `python -m eval.report` makes it again.
 """
@@ -37,6 +38,7 @@ from data.reading import read_json
 from eval import study_grid, study_models_grid
 from eval.report import write_report
 from eval.study_cells import (
+    FAILED,
     Cell,
     CellFailed,
     append_row,
@@ -91,6 +93,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if parallel.is_main():
         write_study(out, about)
+        (out / FAILED).unlink(missing_ok=True)  # each command tries everything once
+    parallel.any_rank(False)  # nobody begins before
     study = Study(plan, out, threads)
     study.run(workers)
     if not parallel.is_main():
@@ -99,8 +103,8 @@ def main() -> None:
     print(f"{len(rows)} cells are in {out}/results.jsonl")
     if any(row["kind"] in MEASURED for row in rows):
         write_report([str(out)], str(out / "report.html"))
-    if study.failed:
-        raise ValueError("\n\n".join(f"{n} failed: {why}" for n, why in study.failed.items()))
+    if failed := study.failed:
+        raise ValueError("\n\n".join(f"{name} failed: {why}" for name, why in failed.items()))
 
 
 def check_config(config: StudyConfig) -> None:
@@ -167,12 +171,16 @@ class Study:
         self.lock = threading.Lock()
         self.processes: dict[int, subprocess.Popen] = {}  # by worker
         self.running: set[str] = set()
-        self.failed: dict[str, str] = {}  # name -> why
         self.stopped = 0  # the signal
         self.error: BaseException | None = None  # of a worker, which stops all of them
         self.shown: tuple[int, str] | None = None  # on the bar
         done = len(read_study(out))  # that time is not of this run
         self.bar = tqdm(unit="cell", initial=done, disable=not parallel.is_main())
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Cell -> why, on whatever rank."""
+        return {row["cell"]: row["why"] for row in read_study(self.out, FAILED)}
 
     def run(self, workers: int) -> None:
         threads = [threading.Thread(target=self.work, args=(i,)) for i in range(workers)]
@@ -209,21 +217,23 @@ class Study:
     def take_cells(self, worker: int) -> None:
         while not self.stopped and self.error is None:
             rows = read_study(self.out)
-            done = {row["cell"] for row in rows}
+            done, failed = {row["cell"] for row in rows}, self.failed
             cells = next_cells(self.plan, rows, self.out)
             self.count(cells, done)
             named = {cell.name: cell for cell in cells}
-            waiting = [c for c in cells if c.name not in done and not self.hopeless(c, named)]
+            waiting = [
+                c for c in cells if c.name not in done and not self.hopeless(c, named, failed)
+            ]
             ready = [c for c in waiting if done.issuperset(c.needs)]
             if not any(self.take(cell, named, worker) for cell in ready):
                 if not waiting:
                     return
                 time.sleep(PAUSE)
 
-    def hopeless(self, cell: Cell, cells: Mapping[str, Cell]) -> bool:
-        """Whether it, or what it needs, or what that needs, has failed here."""
+    def hopeless(self, cell: Cell, cells: Mapping[str, Cell], failed: Mapping[str, str]) -> bool:
+        """Whether it, or what it needs, or what that needs, has failed."""
         needs = (cells[name] for name in cell.needs)
-        return cell.name in self.failed or any(self.hopeless(one, cells) for one in needs)
+        return cell.name in failed or any(self.hopeless(one, cells, failed) for one in needs)
 
     def take(self, cell: Cell, cells: Mapping[str, Cell], worker: int) -> bool:
         """Run the cell, unless another worker has it; out: whether it was run."""
@@ -233,18 +243,23 @@ class Study:
             self.running.add(cell.name)
         try:
             with claim(self.out, cell.name) as ours:
-                if not ours or cell.name in {row["cell"] for row in read_study(self.out)}:
+                over = [*read_study(self.out), *read_study(self.out, FAILED)]
+                if not ours or cell.name in {row["cell"] for row in over}:
                     return False
-                self.restore(cell, cells, worker)
-                append_row(self.out, self.run_one(cell, worker))
-        except CellFailed as error:
-            if not self.stopped:
-                self.failed[cell.name] = str(error)
-        except (ValueError, KeyError) as error:  # of what its commands have left
-            self.failed[cell.name] = f"{type(error).__name__}: {error}"
+                try:
+                    self.restore(cell, cells, worker)
+                    append_row(self.out, self.run_one(cell, worker))
+                except CellFailed as error:
+                    if not self.stopped:
+                        self.tell_failed(cell, str(error))
+                except (ValueError, KeyError) as error:  # of what its commands have left
+                    self.tell_failed(cell, f"{type(error).__name__}: {error}")
         finally:
             self.running.discard(cell.name)
         return True
+
+    def tell_failed(self, cell: Cell, why: str) -> None:
+        append_row(self.out, {"cell": cell.name, "why": why}, FAILED)
 
     def restore(self, cell: Cell, cells: Mapping[str, Cell], worker: int) -> None:
         """Make the files of what the cell needs where they are missing, though its row is there."""
@@ -271,8 +286,8 @@ class Study:
         self.bar.n = sum(cell.name in done for cell in cells)
 
     def show(self) -> None:
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        state = (self.bar.n, f"{len(self.running)} running{failed}")
+        failed = len(self.failed)
+        state = (self.bar.n, f"{len(self.running)} running" + f", {failed} failed" * bool(failed))
         if state != self.shown:
             self.shown = state
             self.bar.set_postfix_str(state[1])

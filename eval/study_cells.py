@@ -31,6 +31,7 @@ from model.sampling import PLAIN
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
             "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")  # fmt: skip
+RESULTS, FAILED = "results.jsonl", "failed.jsonl"  # a row for each cell that is done; that is not
 SHOWN = 3  # completions of a prompt that stay in the row, of as many prompts of each difficulty
 CURVES = 64  # held-out evaluations of a run that stay in its row, at most
 FLAT = 0.05  # share of the held-out loss's fall that its second half may add on a plateau
@@ -151,9 +152,9 @@ def claim(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
             yield True
 
 
-def append_row(out: Path, row: Mapping) -> None:
-    """Add a row to OUT/results.jsonl, behind the last whole one."""
-    with (out / ".results.lock").open("a") as lock, (out / "results.jsonl").open("ab+") as file:
+def append_row(out: Path, row: Mapping, name: str = RESULTS) -> None:
+    """Add a row to OUT/results.jsonl, or to another file, behind the last whole one."""
+    with (out / ".results.lock").open("a") as lock, (out / name).open("ab+") as file:
         fcntl.flock(lock, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
@@ -163,9 +164,9 @@ def append_row(out: Path, row: Mapping) -> None:
         os.fsync(file.fileno())
 
 
-def read_study(out: Path) -> list[dict]:
-    """The whole rows of OUT/results.jsonl; none where there is no such file yet."""
-    file = out / "results.jsonl"
+def read_study(out: Path, name: str = RESULTS) -> list[dict]:
+    """The whole rows of OUT/results.jsonl, or of another file; none where there is none yet."""
+    file = out / name
     if not file.exists():
         return []
     lines = file.read_bytes().split(b"\n")[:-1]

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from data.rows import data_files
+from eval.results import data_digest
 from eval.study_cells import Cell, folder_of
 from eval.study_grid import chosen_rate, labels_of, train_name
 from eval.study_models import MODEL_PLANS, Benchmark, ModelPlan
@@ -92,6 +93,8 @@ def plan_study(
                 "humaneval runs what the model wrote; pass --allow_code_execution true to let it"
             )
         found["humaneval"] += ("--allow_code_execution", "true")
+    elif allow_code_execution:
+        raise ValueError("--allow_code_execution is for humaneval, which --benchmarks has not")
     weights = empty_model(config_file(model), torch.float32).parameters()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flops = GPU_FLOPS if device == "cuda" else CPU_FLOPS * threads
@@ -152,12 +155,20 @@ def describe(study: ModelStudy) -> dict:
     """For study.json."""
     return {
         "model": Path(study.model).name,
-        "data": [Path(path).name for path in study.data],
-        "benchmarks": list(study.benchmarks),
+        "data": [describe_file(path) for path in study.data],
+        "benchmarks": {
+            name: [describe_file(file) for file in flags[1::2]]
+            for name, flags in study.benchmarks.items()
+        },
         "parameters": study.parameters,
         "flops": study.flops,
         "recipe": asdict(study.plan),
     }
+
+
+def describe_file(path: str) -> dict[str, str]:
+    """A file or a folder, wherever it lies."""
+    return {"name": Path(path).name, "sha256": data_digest(path)}
 
 
 # ------------------------------------------------------------------------------------------------

@@ -88,19 +88,32 @@ def test_check_is_asked_with_the_flags(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "config, settings, message",
+    "config, message",
     [
-        (AuditConfig(), Settings(), "expected --run, or the policy"),
-        (AuditConfig(adapter="a", policy="b"), Settings(), "exclude each other"),
-        (AuditConfig(run="r", on="x"), Settings(), "--on expects eval or train, got 'x'"),
-        (AuditConfig(run="r", worst=-1), Settings(), "--worst expects 0 or more"),
-        (AuditConfig(run="r", limit=0), Settings(), "--limit expects 1 or more"),
-        (AuditConfig(run="r", pairs=("1", "x")), Settings(), "--pairs expects numbers .* 'x'"),
+        (AuditConfig(), "expected --run, or the policy"),
+        (AuditConfig(adapter="a", policy="b"), "exclude each other"),
+        (AuditConfig(run="r", on="x"), "--on expects eval or train, got 'x'"),
+        (AuditConfig(run="r", worst=-1), "--worst expects 0 or more"),
+        (AuditConfig(run="r", limit=0), "--limit expects 1 or more"),
+        (AuditConfig(run="r", pairs=("1", "x")), "--pairs expects numbers .* 'x'"),
+        (AuditConfig(run="r", eval_data=("x",)), "--eval_data has no meaning without --check"),
+        (AuditConfig(run="r", lora_rank=4), "--lora_rank has no meaning without --check"),
+        (AuditConfig(check=True, worst=3), "--worst has no meaning with --check"),
+        (AuditConfig(check=True, policy="p"), "--policy has no meaning with --check"),
     ],
 )
-def test_flags_are_refused(config, settings, message):
+def test_flags_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        check_flags(config, settings)
+        check_flags(config)
+
+
+def test_what_is_checked_is_what_would_be_trained():
+    """An adapter to start from and the size of a forward; random weights are no checkpoint."""
+    asked = check_config(AuditConfig(adapter="a", micro_batch_tokens=99), Settings())
+    assert (asked.adapter, asked.micro_batch_tokens) == ("a", 99)
+    assert check_config(AuditConfig(), Settings(adapter="b")).adapter == "b"
+    with pytest.raises(ValueError, match="--check is of a checkpoint, and r began with random"):
+        check_config(AuditConfig(run="r"), Settings(init="config.json"))
 
 
 def test_a_mistake_is_one_line(tmp_path):

@@ -248,6 +248,11 @@ def test_a_baseline_that_is_not_like_is_refused(run, tmp_path: Path) -> None:
     other.write_text(other.read_text().replace("question 1", "question 7"))
     with pytest.raises(ValueError, match="expected results of diversity on the same problems"):
         run("--samples", other, "--baseline", tmp_path / "a", out="b")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    bare = [{key: row[key] for key in row.keys() - {"prompt"}} for row in rows]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    with pytest.raises(ValueError, match=r"s\.jsonl has no prompts, and"):
+        run("--samples", samples, "--baseline", tmp_path / "a", out="b")
     assert not (tmp_path / "b").exists()
 
 

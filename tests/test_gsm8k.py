@@ -157,6 +157,8 @@ def test_exemplars_come_from_shots_and_not_from_the_problems(run, tmp_path: Path
         run(*flags, "--shots", data)
     with pytest.raises(ValueError, match="--prompt_style expects one of chat, 5shot, cot"):
         run("--data", data, "--model", str(tmp_path), "--prompt_style", "8shot")
+    with pytest.raises(ValueError, match="--shots has no meaning with --prompt_style chat"):
+        run("--data", data, "--model", str(tmp_path), "--shots", data)
 
 
 @pytest.mark.parametrize(

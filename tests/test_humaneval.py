@@ -22,6 +22,7 @@ from eval.sandbox import Sandbox, open_sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 'import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef area(r):\n    """Of a disc."""\n'
+FUTURE = "from __future__ import annotations\n"
 BODY = "    return math.pi * r * r\n"
 WHOLE = "def area(r):\n" + BODY
 PROBLEM = {
@@ -63,6 +64,7 @@ def sandbox() -> Sandbox:
         (f"```python\n{WHOLE}```\n```python\narea(1)\n```", "chat", HELPERS + WHOLE),
         (f"```python\n{WHOLE}", "chat", HELPERS + WHOLE),  # cut off
         (f"```python\nimport cmath\n\n{WHOLE}```", "chat", f"{HELPERS}import cmath\n\n{WHOLE}"),
+        (f"```python\n{FUTURE}{WHOLE}```", "chat", FUTURE + HELPERS + WHOLE),
     ],
 )
 def test_the_program_of_a_completion(completion: str, style: str, program: str) -> None:

@@ -187,6 +187,17 @@ def test_pass_at_k_lines_and_bands() -> None:
     assert axes.get_ylim()[0] == 0
 
 
+@pytest.mark.parametrize("name", ["ece", "letters/ece"])
+def test_the_ece_of_the_bins_is_in_the_summary(name: str, tmp_path: Path) -> None:
+    """eval.mmlu has one; eval.truthfulqa has three, and the bins of the letters."""
+    (tmp_path / "reliability.json").write_text(json.dumps(BINS))
+    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {name: ECE, "binary/ece": ECE}}))
+    assert read_reliability(tmp_path) == (BINS, ECE)
+    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"binary/ece": ECE}}))
+    with pytest.raises(ValueError, match="no metric `ece` in it"):
+        read_reliability(tmp_path)
+
+
 def test_reliability_bins_counts_and_caption() -> None:
     figure = draw_reliability([(BINS, ECE), (BINS[:1], ECE)], ["DPO", "SPL"])
     upper, _, lower, _ = figure.axes

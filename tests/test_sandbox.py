@@ -254,6 +254,43 @@ def test_a_program_may_use_its_own_folder() -> None:
     assert attempt(contained(20), program) == ("passed", "")
 
 
+NODE = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Node:
+    value: int
+    next: Node | None = None
+
+def f():
+    return Node(42).value
+"""
+
+
+def test_programs_find_the_module_that_they_are_in(sandbox: Sandbox) -> None:
+    assert attempt(sandbox, NODE) == ("passed", "")
+
+
+def test_integers_of_any_length_are_literals(sandbox: Sandbox) -> None:
+    power = "def f(n):\n    return 10 ** n\n"
+    tests = "def check(candidate):\n    assert candidate(5000) == reference(5000)\n"
+    assert run_tests(sandbox, power, "f", power, tests) == ("passed", "")
+
+
+def test_a_slow_start_is_no_reason_to_go_without_namespaces(monkeypatch) -> None:
+    """The limit of a program is not that of the try-out."""
+    limits = []
+
+    def run(sandbox: Sandbox, *args: str) -> Verdict:
+        limits.append(sandbox.time_limit)
+        return Verdict("passed", "")
+
+    monkeypatch.setattr(sandbox_module, "run_tests", run)
+    assert open_sandbox(0.1, 256) == Sandbox(0.1, 256, namespaces=True)
+    assert open_sandbox(60, 256).time_limit == 60 and limits == [30, 60]
+
+
 def test_what_is_not_contained_is_said_loudly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -65,6 +65,19 @@ def test_what_needs_a_failed_cell_is_left_out_and_the_rest_is_done(tmp_path, cel
     assert list(study.failed) == ["bad"] and "no such thing" in study.failed["bad"]
 
 
+def test_a_failure_is_known_to_every_rank(tmp_path, cells):
+    """Of two ranks one tries the cell, and neither what needs it."""
+    tries = tmp_path / "tries"
+    fail = f"open({str(tries)!r}, 'a').write('x'); raise SystemExit('no such thing')"
+    cells += [
+        Cell("bad", {"kind": "test"}, (("-c", fail),)),
+        Cell("behind it", {"kind": "test"}, (writes(tmp_path, "behind it", ""),), ("bad",)),
+    ]
+    first, second = run(tmp_path), run(tmp_path)
+    assert tries.read_text() == "x" and not read_study(tmp_path)
+    assert first.failed == second.failed and list(first.failed) == ["bad"]
+
+
 def test_files_that_are_missing_are_made_again_without_another_row(tmp_path, cells):
     cells += [
         Cell("a", {"kind": "train"}, (writes(tmp_path, "a", "1"),)),

@@ -3,6 +3,7 @@
 python -m pytest tests/test_study_models_grid.py
 """
 
+import hashlib
 import json
 import shutil
 import sys
@@ -43,7 +44,8 @@ def planned(request, stories_dir):
     """Each plan on stories260k, with all of its benchmarks."""
     words = [f"{name}={TINY}/heldout.jsonl" for name in FILES[request.param]]
     data = (str(TINY / "eval.jsonl"), str(TINY / "train.jsonl"))
-    return plan_study(request.param, str(stories_dir), data, words, True, 1)
+    runs_code = "humaneval" in FILES[request.param]
+    return plan_study(request.param, str(stories_dir), data, words, runs_code, 1)
 
 
 def trained(planned, loss=lambda rate: rate):
@@ -182,6 +184,11 @@ def test_what_is_not_named_yet_is_expected_to_take_as_long_as_the_reference(plan
         ("h_dpo", ["gsm8k=no.jsonl"], "gsm8k expects a file or folder, got 'no.jsonl'"),
         ("h_dpo", [f"mmlu_pro={TINY}/eval.jsonl"], "needs mmlu_pro.validation=FILE too"),
         ("h_dpo", [f"humaneval={TINY}/eval.jsonl"], "--allow_code_execution true"),
+        (
+            "h_dpo",
+            [f"gsm8k={TINY}/heldout.jsonl", "--allow_code_execution", "true"],
+            "--allow_code_execution is for humaneval, which --benchmarks has not",
+        ),
     ],
 )
 def test_mistakes_end_before_anything_runs(plan, flags, message, tmp_path, monkeypatch):
@@ -243,7 +250,9 @@ def test_a_plan_from_the_split_to_the_report(tmp_path, monkeypatch, stories_dir)
                       for name in ("entropy", "reference_cross_entropy"))  # fmt: skip
     assert entropy == pytest.approx(cross, rel=0.02)
     about = json.loads((out / "study.json").read_text())
-    assert about["model"] == stories_dir.name and about["data"] == ["eval.jsonl"]
+    assert about["model"] == stories_dir.name
+    content = hashlib.sha256((TINY / "eval.jsonl").read_bytes()).hexdigest()
+    assert about["data"] == [{"name": "eval.jsonl", "sha256": content}]
     assert about["recipe"]["sources"]["embedding"].startswith("gap: ")
     assert "<h4>GSM8K</h4>" in (out / "report.html").read_text()
     with pytest.raises(ValueError, match=r"holds a study with model stories260k, not tiny"):
