@@ -236,7 +236,7 @@ PLANS = {
             "temperature",
             "each tau sampled at token temperatures from 0.1 to 2",
             (
-                Grid(  # at 1 as well, though the policies are tested there: claims compare like rows
+                Grid(  # at 1 as well, where the policies are tested: claims compare like rows
                     VERDICT,
                     tuple(map(spl, HEATED)),
                     at_temperatures(HEATED, (0.1, 0.4, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6, 2.0)),
