@@ -66,6 +66,7 @@ from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
 from model.config import parse_config
+from model.flags import refuse_given
 from model.resumable import settings_file
 from model.run import choose_device, run_main
 from model.sampling import PLAIN
@@ -139,6 +140,8 @@ def check_config(config: DiversityConfig) -> None:
         )
     if config.adapter is not None and config.model is None:
         raise ValueError("--adapter needs --model, the model that it belongs to")
+    if config.model is None and config.reference is None:
+        refuse_given(config, ("system", "chat_format"), "without --model or --reference")
     for flag in ("model", "adapter", "reference", "embedding_model"):
         if (folder := getattr(config, flag)) is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"--{flag} expects a folder, got {folder}")

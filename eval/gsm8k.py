@@ -171,6 +171,7 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
         raise ValueError(
             "--write_split expects --samples, completions of the base policy, and no --split"
         )
+    refuse_given(config, ("baseline",), "with --write_split, which scores nothing")
     rows = []
     stop = STOPS[config.prompt_style]
     for i, texts in enumerate(read_completions(Path(config.samples), len(problems), stop)):

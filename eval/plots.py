@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.config import parse_config
+from model.flags import refuse_given
 from model.run import run_main
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def check_config(config: PlotsConfig) -> None:
             f"--labels expects one for each of {len(config.results)} results, "
             f"got {len(config.labels)}"
         )
+    if config.kind != "pass_at_k":
+        refuse_given(config, ("metric",), f"with --kind {config.kind}")
+    if config.kind == "frontier":
+        refuse_given(config, ("labels",), "with --kind frontier, whose points have their own")
     if config.out is None:
         raise ValueError("--out expects the path of the pictures, got none")
 

@@ -285,6 +285,7 @@ def test_bad_rows_are_named(run, tmp_path: Path, row: dict, message: str) -> Non
         (("--vocabulary_size", 1), "--vocabulary_size expects 2 or more, got 1"),
         (("--embeddings", "a", "--embedding_model", "b"), "exclude each other"),
         (("--adapter", "a"), "--adapter needs --model"),
+        (("--system", "Be brief."), "--system has no meaning without --model or --reference"),
         (("--model", "nowhere"), "--model expects a folder, got nowhere"),
         (("--vocabulary", "none.txt"), "--vocabulary expects files, got none.txt"),
         (("--dtype", "half"), "--dtype expects one of"),

@@ -347,6 +347,8 @@ def test_from_results_folders_to_pictures(tmp_path, monkeypatch, capsys) -> None
             "each of 1 results, got 2",
         ),
         (["--kind", "pass_at_k", "--results", "a"], "--out expects the path"),
+        (["--kind", "reliability", "--results", "a", "--metric", "x@k"], "--metric has no meaning"),
+        (["--kind", "frontier", "--results", "a", "--labels", "x"], "--labels has no meaning"),
     ],
 )
 def test_bad_flags(monkeypatch, flags, message) -> None:
