@@ -205,7 +205,8 @@ def search_gain(rows: Sequence[Row], process: str, metric: str) -> tuple[float, 
         raise MissingError("a seed that the search and its grid have")
     values = [read_values(setting, seeds, metric) for setting in grid]
     best = max(range(len(grid)), key=lambda i: float(np.mean(values[i])))
-    gain = paired_interval(read_values(found[0], seeds, metric), values[best])
+    ours, theirs = (setting_numbers(one, seeds, metric) for one in (found[0], grid[best]))
+    gain = interval(ours - theirs)
     return last, coordinate(grid[best], "tau"), gain
 
 
