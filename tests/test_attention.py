@@ -13,6 +13,7 @@ from model.attention import (
     Sequences,
     attend,
     attend_batch,
+    attend_rows,
     causal_mask,
     plan_attention,
     plan_blocks,
@@ -21,7 +22,7 @@ from model.attention import (
 )
 
 HEADS = [(3, 3), (4, 2), (5, 1)]  # (H, K)
-WINDOWS = [None, 1, 4, 200]
+WINDOWS = [None, 1, 4, 8, 200]  # 8: all but one of nine
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -183,6 +184,13 @@ def test_what_flash_attention_takes(dtype, head_dim, capability, fits, monkeypat
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     device = None if capability is None else torch.device("cuda")
     assert varlen_fits(dtype, head_dim, device) == fits
+
+
+def test_a_window_that_is_one_too_short_by_hand():
+    """Equal scores, so that a query has the mean of what it sees: 0; 0 and 3; 3 and 9."""
+    zeros, value = torch.zeros(3, 1, 1), torch.tensor([0.0, 3.0, 9.0]).view(3, 1, 1)
+    assert attend_rows(zeros, zeros, value, 2).flatten().tolist() == [0, 1.5, 6]
+    assert attend_batch(zeros[None], zeros[None], value[None], 2).flatten().tolist() == [0, 1.5, 6]
 
 
 def test_causal_mask_by_hand():

@@ -469,6 +469,7 @@ def test_the_format_that_a_policy_was_trained_with_goes_with_it(
     mark_chat_format(base, CHAT_FORMATS["plain"])
     assert detect_chat_format(base, mistral)[0].name == "plain"
     assert "chat_template" in json.loads((base / "tokenizer_config.json").read_text())
+    assert detect_chat_format(base, mistral, "auto", adapter)[0].name == "zephyr"
 
 
 def test_fingerprint_is_blind_to_spelling_only() -> None:

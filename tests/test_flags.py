@@ -51,6 +51,7 @@ def test_what_goes_together(flags):
         (f"{F_DPO} alpha --divergence_order 1", r"--divergence_order expects .* in \(0, 1\)"),
         (f"{F_DPO} alpha --alpha 0.3", "--alpha has no meaning .* --divergence_order"),
         (f"{F_DPO} alpha --label_smoothing 0.1", "--label_smoothing has no meaning for f_dpo"),
+        ("--objective reward --sft_weight 0.1", "--sft_weight has no meaning for --objective rew"),
         ("--resume", "--resume expects the run folder"),
         ("--objective dpo --alpha 5", "--alpha has no meaning for --objective dpo, which has no w"),
         ("--data a --eval_data b --eval_fraction 0.1", "--eval_fraction .* beside --eval_data"),

@@ -123,3 +123,12 @@ def test_dropout_acts_in_training_alone():
     input_ids = torch.arange(30)[None]
     assert torch.equal(model.eval()(input_ids), model(input_ids))
     assert not torch.equal(model.train()(input_ids), model(input_ids))
+
+
+def test_dropout_leaves_the_scale():
+    """alpha / rank = 4 there too; a share of 1e-9 strikes nothing."""
+    model = small_model()
+    add_lora(model, rank=2, alpha=8.0, dropout=1e-9)
+    scatter(model)
+    input_ids = torch.arange(30)[None]
+    torch.testing.assert_close(model.train()(input_ids), model.eval()(input_ids))

@@ -176,7 +176,10 @@ def test_logged_terms_add_up(objective):
     four = logps()
     policy, reference = four[:2].flatten(), four[2:].flatten()
     lengths = torch.full((14,), 5.0, dtype=torch.float64)
+    policy.requires_grad_()
     losses, terms = objective_loss(objective, policy, reference, lengths, 0.3, 0.1)
+    assert losses.requires_grad and not any(value.requires_grad for value in terms.values())
+    losses = losses.detach()
     assert set(terms) == {
         "loss", "logps/chosen", "logps/rejected", "terms/policy", "terms/reference",
         "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",

@@ -97,6 +97,8 @@ def test_order_is_a_pure_function_of_seed_and_epoch():
     assert epochs[0] != epochs[1]
     assert step_indices(4, 10, 4, seed=7) == epochs[1][1]  # no state: any step, at any time
     assert step_indices(0, 10, 4, seed=8) != epochs[0][0]
+    assert epochs[1][0] == [9, 0, 8, 6]  # whatever the version; and not the next seed's first epoch
+    assert step_indices(0, 10, 4, seed=8) == [0, 7, 3, 6]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -413,6 +413,15 @@ def test_flip_labels() -> None:
             flip_labels(pairs, fraction, seed=0)
 
 
+def test_labels_are_flipped_in_training_alone(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "good", "rejected": "bad"} for i in range(4)]
+    file = write_rows(tmp_path / "a.jsonl", *rows)
+    pairs, held_out = read_split(file, (file,), 0.05, 1.0, "dpo", seed=0)
+    plain = read_pairs(file, "dpo")
+    assert [(p.chosen, p.rejected) for p in pairs] == [(p.rejected, p.chosen) for p in plain]
+    assert held_out == plain
+
+
 def test_a_conversation_and_what_goes_on_with_it_are_on_one_side(tmp_path: Path) -> None:
     """100 conversations of two replies, told apart by their first turns alone."""
     rows = [

@@ -3,10 +3,12 @@
 pytest tests/test_reference.py
 """
 
+import numpy as np
 import pytest
 import torch
 
 from data.packing import epoch_batches, pack_pairs
+from data.pairs import TokenPair
 from model.lora import add_lora
 from model.reference import (
     cached_reference_logps,
@@ -68,6 +70,9 @@ def test_key_changes_with_all_that_the_numbers_depend_on():
     model.compute_dtype = torch.bfloat16
     others.add(reference_key(hash_weights(model), pairs))
     assert len(others) == 6 and key not in others
+    ids = np.array([1, 2, 3, 4], dtype=np.int32)
+    cuts = [TokenPair(ids[:i], ids[i:3], ids[3:], "made") for i in (1, 2)]
+    assert reference_key(weights, cuts[:1]) != reference_key(weights, cuts[1:])
 
 
 def test_adapters_are_not_part_of_the_reference():

@@ -142,6 +142,16 @@ def test_calibration_error_by_hand() -> None:
     assert found[0, 1:].mean() == pytest.approx(0.5, abs=0.02)  # no bin can cancel: no bias
 
 
+def test_draws_of_the_calibration_error_are_mirrored() -> None:
+    """Confidence 1 thrice, right 1, 1 and 0: 1/3. Drawn from the last alone it is 1, mirrored at
+    1/3 that is -1/3; from the others alone 0, mirrored 2/3."""
+    one = row(problems={**PROBLEMS, "difficulty": [None] * 3, "majority": [1.0, 1.0, 0.0],
+                        "confidence": [1.0] * 3})  # fmt: skip
+    found = row_numbers([one], "ece")
+    assert found[0, 0] == pytest.approx(1 / 3)
+    assert (found.min(), found.max()) == pytest.approx((-1 / 3, 2 / 3))
+
+
 # ------------------------------------------------------------------------------------------------
 # comparisons
 
@@ -174,10 +184,11 @@ def test_ties_share_a_rank() -> None:
 
 
 def test_matched_by_hand() -> None:
-    """A family through (0, 0), (1, 2), (3, 4): at x = 2 it has 3. x = 3.5 is beyond it."""
+    """A family through (0, 0), (1, 2), (3, 4): at x = 2 it has 3. 3.5 and -0.5 are beyond it."""
     xs, ys = np.stack([fixed(3), fixed(0), fixed(1)]), np.stack([fixed(4), fixed(0), fixed(2)])
     assert interval(matched_numbers(fixed(2), fixed(4), xs, ys)) == (1, 1, 1)
-    assert all(map(math.isnan, interval(matched_numbers(fixed(3.5), fixed(4), xs, ys))))
+    for beyond in (3.5, -0.5):
+        assert all(map(math.isnan, interval(matched_numbers(fixed(beyond), fixed(4), xs, ys))))
 
 
 def test_best_by_hand() -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import sample
 import train
+from data.packing import pack_pairs
 from data.pairs import TokenPair
 from model.adapter import load_policy
 from model.checkpoint import load_model
@@ -179,6 +180,36 @@ def test_micro_batches_do_not_change_the_step(folder, objective):
         finals.append((trained(model), records[-1]["loss"]))
     assert_close(finals[0][0], finals[1][0], rtol=1e-4)
     assert finals[0][1] == pytest.approx(finals[1][1], rel=1e-4)
+
+
+def test_a_short_last_step_is_a_mean_over_the_pairs_that_it_has(folder):
+    """10 pairs in a batch of 10, and of 16: the same step."""
+    norms = []
+    for size in (10, 16):
+        config = settings(folder, batch_size=size, max_steps=1, out_dir=str(folder / str(size)))
+        norms.append(run(config, pairs_of(10))[1][0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0
+
+
+def test_weight_decay_of_one_step_by_hand(folder):
+    """B = 0 leaves A without a gradient: A becomes A - 0.01 * 1 * A, and stays without decay."""
+    made = []
+    for decay in (0.0, 1.0):
+        changes = {"max_steps": 1, "warmup_steps": 0, "schedule": "constant"}
+        changes |= {"weight_decay": decay, "out_dir": str(folder / str(decay))}
+        made.append(trained(run(settings(folder, **changes), pairs_of())[0]))
+    for name, plain in made[0].items():
+        if "lora_A" in name:
+            torch.testing.assert_close(made[1][name], 0.99 * plain)
+
+
+def test_held_out_pairs_are_evaluated_without_dropout(folder):
+    changes = {"objective": "sft", "lora_dropout": 0.5, "max_steps": 3}
+    held_out = without_rejected(pairs_of(6, seed=1))
+    config = settings(folder, **changes)
+    model, records = run(config, without_rejected(pairs_of()), held_out)
+    stats = model.eval()(batch=pack_pairs(held_out, list(range(6))))
+    assert records[-1]["eval/loss"] == pytest.approx(-stats.logps.mean().item(), rel=1e-5)
 
 
 def test_cached_reference_equals_online(folder):
