@@ -5,14 +5,21 @@ pytest tests/test_training_state.py
 
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from model.lora import add_lora
-from model.training_state import describe, load_training_state, save_training_state
+from model.training_state import (
+    describe,
+    load_training_state,
+    refuse_changes,
+    save_training_state,
+)
 from tests.test_lora import small_model
+from train import TrainConfig
 
 CONFIG = {"beta": 0.1, "data": ["a.jsonl"], "resume": False}
 
@@ -72,6 +79,26 @@ def test_newest_whole_checkpoint_is_taken(tmp_path):
     assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 10
     save_training_state(tmp_path, model, optimizer, 12, CONFIG)
     assert not torn.exists()  # nobody will finish it
+
+
+def test_which_flags_may_change_between_the_parts_of_a_run(tmp_path):
+    """Those that change no number; with --inexact_resume those that change the last bits."""
+    free = {"resume", "inexact_resume", "out_dir", "reference_cache", "save_every", "keep",
+            "eval_every", "sample_prompts", "activation_checkpointing", "keep_every", "plan",
+            "world_size"}  # fmt: skip
+    rounding = {"device", "micro_batch_tokens", "head_kernel", "head_workspace_mib", "compile",
+                "replicas", "cpu_offload"}  # fmt: skip
+    for field in fields(TrainConfig):
+        asked = tmp_path, {field.name: 1}, {field.name: 2}
+        if field.name in free:
+            assert refuse_changes(*asked, False) == ""
+        elif field.name in rounding:
+            assert refuse_changes(*asked, True) == f"--{field.name} was 1, is 2"
+            with pytest.raises(ValueError, match="would not go on bit for bit"):
+                refuse_changes(*asked, False)
+        else:
+            with pytest.raises(ValueError, match="belongs to another run"):
+                refuse_changes(*asked, True)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
