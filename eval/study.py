@@ -13,8 +13,8 @@ project, which its row in OUT/results.jsonl lists; OUT/cells has their files and
 already is not run again: the same command goes on where it was stopped, also on another machine
 that has only OUT/results.jsonl (a policy that is missing is then trained again when something has
 to be measured of it). Workers share the cells: --workers of each process, under torchrun of every
-rank, on the rank's GPU where it has one. A cell that fails is tried once and
-left out, and the end says why.
+rank, on the rank's GPU where it has one. A cell that fails is tried once and left out, and the end
+says why.
 
 OUT/report.html is the report; `python -m eval.report` makes it again.
 """
