@@ -79,7 +79,8 @@ ULTRAFEEDBACK = {  # both plans on it
     "reply_tokens": 300,
     "sampling": ("--max_new_tokens", "512"),
 }
-ONE_EPOCH = ("--batch_size", "16", "--warmup_steps", "375", "--eval_every", "375")
+ONE_EPOCH = ("--batch_size", "16", "--warmup_steps", "375", "--eval_every", "375", "--save_every",
+             "375")  # fmt: skip
 ULTRAFEEDBACK_SOURCES = {
     "data": "paper: UltraFeedback; gap: its binarized pairs, at most 60,000",
     "steps": "gap: one epoch, 16 pairs a step, cosine, warm-up over a tenth of the steps, as in "
@@ -99,7 +100,7 @@ MODEL_PLANS = {
             eval_pairs=40,
             pair_tokens=240,
             train=("--batch_size", "8", "--max_length", "192", "--max_prompt_length", "96",
-                   "--warmup_steps", "6", "--eval_every", "20"),
+                   "--warmup_steps", "6", "--eval_every", "20", "--save_every", "20"),
             evaluations=4,
             learning_rate=1e-3,
             prompts=50,
@@ -126,7 +127,7 @@ MODEL_PLANS = {
             eval_pairs=500,
             pair_tokens=240,
             train=("--batch_size", "8", "--max_steps", "5000", "--warmup_steps", "500",
-                   "--eval_every", "500"),
+                   "--eval_every", "500", "--save_every", "500"),
             evaluations=11,
             learning_rate=5e-6,
             rates=RATES,
@@ -139,7 +140,9 @@ MODEL_PLANS = {
                 *drawn("top-p", "p", "--top_p", (0.9, 0.95)),
                 *drawn("min-p", "m", "--min_p", (0.05, 0.1)),
             ),
-            reward=Reward(("--batch_size", "64", "--warmup_steps", "60"), 1e-4),
+            reward=Reward(
+                ("--batch_size", "64", "--warmup_steps", "60", "--save_every", "60"), 1e-4
+            ),
             sources={
                 "model": "paper: Mistral-7B-Instruct-v0.2",
                 "data": "paper: HH-RLHF",

@@ -180,7 +180,7 @@ SMALL = tuple(map(spl, (0.8, 1.0, 2.0)))
 SOME = (0.5, 0.8, 1.0, 1.2, 2.0, 4.0)
 HEATED = (0.8, 1.0, 1.2, 2.0)
 SMALLER = Source("width 64", 64, 2)
-LONG = ("--max_steps", "10000", "--batch_size", "8", "--eval_every", "500")
+LONG = ("--max_steps", "10000", "--batch_size", "8", "--eval_every", "500", "--save_every", "1000")
 F_DPO = (
     f_dpo("forward_kl"),
     f_dpo("jensen_shannon"),

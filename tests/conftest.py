@@ -13,9 +13,16 @@ MODELS = Path(os.environ.get("MODELS_DIR", ROOT.parent / "models"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A GPU is seen by the tests marked `gpu` alone: the others compare with numbers of the CPU."""
+    """A GPU is seen by the tests marked `gpu` alone: the others compare with numbers of the CPU.
+
+    Workers side by side (`pytest -n 2`) share the cores: neither waits for the other's threads.
+    """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that tests start
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -92,3 +92,12 @@ def test_a_run_is_evaluated_as_often_as_is_expected(plan) -> None:
     steps = config.max_steps or plan.pairs // config.batch_size
     assert steps % config.eval_every == 0 and plan.evaluations == steps // config.eval_every + 1
     assert config.warmup_steps == steps // 10
+
+
+@pytest.mark.parametrize("plan", MODEL_PLANS.values(), ids=lambda plan: plan.name)
+def test_a_machine_that_is_lost_takes_little_of_a_training_with_it(plan) -> None:
+    config = recipe(plan.name)
+    assert config.save_every == config.eval_every > 0
+    if plan.reward:
+        reward = parse_config(TrainConfig, [*plan.reward.train])
+        assert 0 < reward.save_every <= plan.pairs // reward.batch_size // 10
