@@ -5,9 +5,10 @@ No command of its own; `python -m eval.gsm8k` reads every completion with it.
 Strict extraction is the number right behind the marker that the prompt asked for. Flexible
 extraction is the first of FLEXIBLE that finds a number; #### is a heading of markdown too, and
 counts where the number stands right behind it. Both take the last match and not the first, which
-may belong to an exemplar that the policy recites. Numbers are exact fractions: 18.00 is 18,
-1,000 is 1000, $ and % do not count, and 23.33 is not 70/3. What follows from a number is bounded:
-one with more than MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is no answer.
+may belong to an exemplar that the policy recites. Of an equation behind a marker, flexible
+extraction takes its value. Numbers are exact fractions: 18.00 is 18, 1,000 is 1000, $ and % do
+not count, and 23.33 is not 70/3. What follows from a number is bounded: one with more than
+MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is no answer.
 """
 
 import re
@@ -35,6 +36,9 @@ FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 SPACING = re.compile(r"\{,\}|\\[,!]")  # within a number of LaTeX: 1{,}000 and 1\,000
 WRAPPING = re.compile(r"(?:[\s*$=:]|\\boxed\s*\{|\\[(\[])*")  # before a number: **, \boxed{, \(
 HEADING = re.compile(r"[.):][\s*]+[^\W\d_]")  # behind one: 2. Subtract
+OPERATOR = r"[-+*/^\u2212\u00d7\u00f7]|x(?=[ \t]*[0-9(])|\\(?:times|cdot|div)(?![a-zA-Z])"
+EQUATION = re.compile(rf"(?:{OPERATOR}|[()$€£%0-9 \t]|[.,](?=[0-9]))*=")  # behind a number: + 6 =
+OPERATION = re.compile(rf"[ \t]*(?:{OPERATOR})[ \t]*[0-9(]")
 
 MARKERS = {
     "####": re.compile(r"####"),
@@ -67,9 +71,23 @@ def plain(text: str) -> str:
     return FRAC.sub(r"\1/\2", SPACING.sub("", text))
 
 
+def sum_value(text: str, match: re.Match) -> Fraction | None:
+    """The value of a match of NUMBER, or of an equation that begins there: 18 of 12 + 6 = 18.
+
+    The value of an equation is the last of its sides that is a number: 18 = 3 * 6 too is 18.
+    """
+    last = match
+    while match and (equation := EQUATION.match(text, match.end())):
+        match = NUMBER.match(text, WRAPPING.match(text, equation.end()).end())
+        if match and not OPERATION.match(text, match.end()):
+            last = match
+    return number_value(last)
+
+
 def first_number(text: str) -> Fraction | None:
-    match = NUMBER.search(plain(text))
-    return number_value(match) if match else None
+    text = plain(text)
+    match = NUMBER.search(text)
+    return sum_value(text, match) if match else None
 
 
 def leading_number(text: str) -> Fraction | None:
@@ -77,12 +95,12 @@ def leading_number(text: str) -> Fraction | None:
     text = plain(text)
     text = text[WRAPPING.match(text).end() :]
     match = NUMBER.match(text)
-    return number_value(match) if match and not HEADING.match(text, match.end()) else None
+    return sum_value(text, match) if match and not HEADING.match(text, match.end()) else None
 
 
 def last_number(text: str) -> Fraction | None:
     match = None
-    for match in NUMBER.finditer(text):  # noqa: B007 the last one is used
+    for match in NUMBER.finditer(plain(text)):  # noqa: B007 the last one is used
         pass
     return number_value(match) if match else None
 
@@ -115,7 +133,7 @@ def strict_number(text: str, marker: str) -> Fraction | None:
     matches = list(MARKERS[marker].finditer(text))
     if not matches:
         return None
-    match = NUMBER.match(line_behind(text, matches[-1].end()))
+    match = NUMBER.match(plain(line_behind(text, matches[-1].end())))
     return number_value(match) if match else None
 
 
@@ -192,6 +210,10 @@ def floor_values(items: Sequence[Mapping], ks: Sequence[int]) -> dict[str, list[
 
 
 def vote(item: Mapping, n: int) -> float:
-    """The majority vote of an item's first n; all that is right is one answer, however written."""
-    pairs = zip(item["answers"][:n], item["correct"][:n], strict=True)
-    return majority_vote([item["answer"] if right else a for a, right in pairs], item["answer"])
+    """The majority vote of an item's first n.
+
+    Votes are for an answer as it stands in `answers`; whether it is right is not asked before they
+    are counted, since what is wrong is not compared with anything that could unite it.
+    """
+    verdicts = zip(item["answers"], item["correct"], strict=True)
+    return majority_vote(item["answers"][:n], {answer for answer, right in verdicts if right})

@@ -69,7 +69,7 @@ def score_problem(problem: Mapping, completions: Sequence[str]) -> dict:
         "valid": [correct and valid for correct, valid in verdicts],
         "distinct": len(set(completions)),
         "distinct_correct": len(right),
-        "majority": majority_vote(answers, problem["answer"]),
+        "majority": majority_vote(answers, {problem["answer"]}),
     }
     return item | {key: problem[key] for key in ("difficulty",) if key in problem}
 
@@ -106,7 +106,7 @@ def votes(items: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
         answers = item["answers"][:n]
         counts = Counter(answer for answer in answers if answer is not None)
         confidence = max(counts.values(), default=0) / n
-        found.append((confidence, majority_vote(answers, item["answer"])))
+        found.append((confidence, majority_vote(answers, {item["answer"]})))
     confidence, majority = np.array(found, dtype=np.float64).T
     return confidence, majority
 

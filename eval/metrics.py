@@ -1,7 +1,7 @@
 """Pure numbers: from counts and per-problem values to the metrics that the evaluations report."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -49,14 +49,14 @@ def label_values(
     return found
 
 
-def majority_vote(answers: Sequence[Hashable | None], truth: Hashable) -> float:
-    """1 if the commonest answer is the true one; a tie counts its share, None does not vote.
+def majority_vote(answers: Sequence[Hashable | None], truths: Collection[Hashable]) -> float:
+    """1 if the commonest answer is a true one; of a tie the share that is, None does not vote.
 
     Majority voting is "self-consistency" (Wang et al. 2022).
     """
     votes = Counter(answer for answer in answers if answer is not None)
     winners = [answer for answer, count in votes.items() if count == max(votes.values())]
-    return (truth in winners) / len(winners) if winners else 0.0
+    return sum(answer in truths for answer in winners) / len(winners) if winners else 0.0
 
 
 def weighted_mean(values: Sequence[float] | Sequence[tuple[float, float]]) -> float:

@@ -89,6 +89,21 @@ def test_spellings_of_a_number(text: str, value: Fraction) -> None:
         ("Costs:\n- 5 pens", 5, "last number"),
         ("It costs $3.50.", Fraction(7, 2), "last number"),
         ("18, and then ..., or $ .", 18, "last number"),  # no digit: no number
+        ("She has $1{,}000$ dollars", 1000, "last number"),
+        ("So it is $\\frac{70}{3}$", Fraction(70, 3), "last number"),
+        # an equation behind a marker
+        ("#### 80 + 50 = $130", 130, "####"),
+        ("The answer is 12 + 6 = 18.", 18, "answer"),
+        ("Answer: 12 x 3 = 36 pens, 3 each", 36, "answer"),
+        ("\\boxed{5 \\times 4 = 20}", 20, "boxed"),
+        ("A: $5*4 = **20**", 20, "A:"),
+        ("The answer is 10 - 15 = -5", -5, "answer"),
+        ("The answer is 1.5 * 2 = 6 / 2 = 3", 3, "answer"),
+        ("The answer is 18 (= 3 * 6).", 18, "answer"),
+        ("The answer is 18 = 3 * 6 = 18.0", 18, "answer"),
+        ("The answer is 18, x = 3.", 18, "answer"),
+        ("The answer is 18 because 6 = 3 + 3", 18, "answer"),
+        ("The answer is 18. 6 = 3 + 3", 18, "answer"),
     ],
 )
 def test_flexible_rules_in_their_order(text: str, value: Fraction, rule: str) -> None:
@@ -106,6 +121,8 @@ def test_strict_is_the_number_right_behind_the_last_marker() -> None:
     assert strict_number("the answer is 4", "####") is None
     assert strict_number("So the answer is 21 - 15 = 6. The answer is 6.", "the answer is") == 6
     assert strict_number("**Answer: $18**", "####") is None  # right, but not as asked for
+    assert strict_number("#### 80 + 50 = 130", "####") == 80  # the authors' pattern reads it so
+    assert strict_number("#### 1{,}000", "####") == 1000
 
 
 @pytest.mark.parametrize("number", ["9" * 101, "1e100", "1e-100", "1e999999999", "1e" + "9" * 5000])
@@ -126,7 +143,22 @@ def test_no_number_is_cut_in_two() -> None:
 
 
 PIECES = ["9", "9,", "-", "- 9", "= ", "=     ", "####", "A:\n", "\\boxed{", "\\boxed ", "9/", "9e"]
-PIECES += ["answer is ", "answer:$", "the answer is ", "\\frac{", "{", "\n", " ", "$", "(", "*"]
+PIECES += [
+    "9=",
+    "9 + ",
+    "x 9",
+    "answer is 9+",
+    "answer is ",
+    "answer:$",
+    "the answer is ",
+    "\\frac{",
+    "{",
+    "\n",
+    " ",
+    "$",
+    "(",
+    "*",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -213,14 +245,15 @@ def test_guessing_floor_is_the_mean_over_the_other_problems(tolerance: Fraction)
 
 
 def test_votes_of_an_item() -> None:
-    """Two of the first four are right, in two spellings, and two say 4; then 4 leads."""
+    """One answer of two of the first three is right, both of the first four's leaders are not."""
     item = {
         "answer": "5",
         "answers": ["5", "5.0001", "4", "4", None, "4"],
         "correct": [True, True, False, False, False, False],
     }
-    assert vote(item, 4) == 0.5  # two each: without the spellings' union it were 0
-    assert vote(item, 3) == 1.0
+    assert vote(item, 2) == 1.0  # a tie of two that are right
+    assert vote(item, 3) == pytest.approx(2 / 3)
+    assert vote(item, 4) == 0.0  # 4 leads: right ones are not united, as little as wrong ones are
     assert vote(item, 6) == 0.0
 
 

@@ -87,13 +87,13 @@ def test_metrics_by_hand(run, samples: str) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("sympy") is None, reason="the optional package sympy is not installed"
 )
-def test_sympy_finds_one_more_and_the_spellings_vote_together(run, samples: str) -> None:
-    """x^2+2x+1 is (x+1)^2: two of four are right, a tie with x^2+1, which counts one half."""
+def test_sympy_finds_one_more_and_the_spellings_do_not_vote_together(run, samples: str) -> None:
+    """x^2+2x+1 is (x+1)^2: two of four are right, in two spellings, and x^2+1 has two votes."""
     values, items = run("--samples", samples, "--sympy", "true", "--sympy_seconds", "20")
     assert items[2]["matches"] == ["string", "sympy", None, None]
     assert values["pass@1"] == pytest.approx((2 + 1 + 2) / 12)
     assert values["by_sympy"] == pytest.approx(1 / 12)
-    assert values["majority@4"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert values["majority@4"] == pytest.approx((1 + 0 + 0) / 3)
 
 
 def test_levels_are_left_out_where_a_row_has_none(run, samples: str) -> None:

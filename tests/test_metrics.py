@@ -81,11 +81,11 @@ def test_label_values_by_hand() -> None:
 
 
 def test_majority_vote_by_hand() -> None:
-    assert majority_vote([7, 7, 3], 7) == 1.0
-    assert majority_vote([7, 7, 3], 3) == 0.0
-    assert majority_vote([7, 3, None, None, None], 3) == 0.5  # a tie of two; None has no vote
-    assert majority_vote([None, None], 3) == 0.0
-    assert majority_vote([], 3) == 0.0
+    assert majority_vote([7, 7, 3], {7}) == 1.0
+    assert majority_vote([7, 7, 3], {3}) == 0.0
+    assert majority_vote([7, 3, None, None, None], {3}) == 0.5  # a tie of two; None has no vote
+    assert majority_vote([None, None], {3}) == 0.0
+    assert majority_vote([], {3}) == 0.0
 
 
 def test_bootstrap_interval_is_the_normal_one_for_many_values() -> None:
