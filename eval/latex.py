@@ -25,38 +25,45 @@ SET = r"\{", r"\}"  # around the elements of a set: the first and the last of it
 # ---------------------------------------------------------------------------------------------
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+BOXED_WORD = re.compile(r"[^\s$]+")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 FINAL = re.compile(r"final answer is(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
+REASON = re.compile(r"[.;](?:\s|$)|,\s+(?:as|because|for|since|so|where|which)\b", re.IGNORECASE)
 INSIDE = r"((?:[^$\\]|\\[^(\[]){1,500}?)"  # of maths: \$ is a dollar, and \( a new beginning
 MATHS = re.compile(rf"(?<!\\)(?:\$\${INSIDE}\$\$|\${INSIDE}\$|\\\({INSIDE}\\\)|\\\[{INSIDE}\\\])")
+JOINT = re.compile(r"\s*,?\s*(?:(?:and|or)\b)?\s*")  # between two answers
 WORD = re.compile(r"\w")
+
+
+def brace_pairs(text: str) -> dict[int, int]:
+    r"""Where each opening brace that is closed stands -> where its partner does; \{ is a text."""
+    opened, pairs = [], {}
+    for match in BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            pairs[opened.pop()] = match.start()
+    return pairs
 
 
 def inside_braces(text: str, start: int) -> str | None:
     """What stands between the brace at `start` and its partner; None without a partner."""
-    depth, i = 0, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1  # the brace of \{ is a text
-        elif text[i] in "{}":
-            depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return text[start + 1 : i]
-        i += 1
-    return None
+    end = brace_pairs(text[start:]).get(0)
+    return None if end is None else text[start + 1 : start + end]
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} or \fbox{...}, or the word after "\boxed "."""
-    match = None
-    for match in BOX.finditer(text):  # noqa: B007 the last one is used
-        pass
-    if match is None:
-        return None
-    if text[match.end() : match.end() + 1] == "{":
-        return inside_braces(text, match.end())
-    word = re.match(r"[^\s$]+", text[match.end() :])
-    return word[0].rstrip(".,") if word else None
+    r"""The content of the last \boxed{...} or \fbox{...} that is closed, or "\boxed "'s word."""
+    pairs = brace_pairs(text)
+    for match in reversed(list(BOX.finditer(text))):
+        start = match.end()
+        if text[start : start + 1] != "{":
+            word = BOXED_WORD.match(text, start)
+            return word[0].rstrip(".,") if word else None
+        if start in pairs:
+            return text[start + 1 : pairs[start]]
+    return None
 
 
 def last_match(pattern: re.Pattern, text: str) -> str:
@@ -67,19 +74,31 @@ def last_match(pattern: re.Pattern, text: str) -> str:
     return match[match.lastindex].strip() if match else ""
 
 
+def first_maths(sentence: str) -> str | None:
+    """The first maths and what is joined to it; None without any."""
+    if (first := MATHS.search(sentence)) is None:
+        return None
+    last = first
+    while following := MATHS.match(sentence, JOINT.match(sentence, last.end()).end()):
+        last = following
+    if last is first:
+        return first[first.lastindex].strip()
+    return sentence[first.start() : last.end()]
+
+
 def extract_answer(text: str) -> tuple[str | None, str | None]:
     r"""(answer, rule): the last \boxed, else the last "final answer is", "answer is" or maths.
 
-    Maths is $...$, $$...$$, \(...\) or \[...\]; in a sentence, the first. What has no letter and no
-    digit is no answer.
+    Maths is $...$, $$...$$, \(...\) or \[...\]; in a sentence, the first and what an "and", "or" or
+    comma joins to it. A sentence without maths ends with its full stop, or where it gives a reason.
+    What has no letter and no digit is no answer.
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed, "boxed"
     for rule, pattern in (("final answer", FINAL), ("answer", ANSWER)):
         answer = last_match(pattern, text).lstrip("*: ").rstrip("*:. ")
         if WORD.search(answer):
-            maths = MATHS.search(answer)
-            return maths[maths.lastindex].strip() if maths else answer, rule
+            return first_maths(answer) or REASON.split(answer, maxsplit=1)[0], rule
     answer = last_match(MATHS, text)
     return (answer, "last maths") if WORD.search(answer) else (None, None)
 
@@ -96,7 +115,8 @@ UNITS = (
 FORMAT = r"text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname"
 POWER = r"(?:\^\{?[23]\}?)?"  # of a unit
 NOON = r"([apAP])\.?\s?[mM]\b\.?"  # before or after it
-END = r"(?=[\s.]*(?:$|[,)\]]|\\\}))"  # of an answer or of an element: 5 feet 3 inches is not 5 3
+FACTOR = r"(?:(?<=\\pi)|(?<=\))|(?<=(?<![a-zA-Z\\])[a-zA-Z]))"  # behind 2\pi, a bracket, a variable
+END = r"(?=[\s.]*(?:$|[,;)\]]|\\\}))"  # of an answer or of an element: 5 feet 3 inches is not 5 3
 
 
 def compiled(*rewrites: tuple) -> list[tuple]:
@@ -118,22 +138,30 @@ FORMATTING = compiled(
     (r"\+\s*\\infty", r"\\infty"),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|°|\\degree(?![a-zA-Z])", ""),
     (r"\\?[%$]|(?<!\\)\\[()\[\]]", ""),  # percent, dollars, the marks of maths: $, \( and \[
-    (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ","),
+    (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ";"),
     (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{(?!\s*{NOON})[^{{}}]*\}}{POWER}{END}", ""),  # any unit
     (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
     (rf"(?<=[0-9}}])\s*{NOON}", lambda m: m[1].lower() + "m"),  # 3 p.m. is not 3 a.m.
     (rf"(?<=[0-9}}])(?:\s*(?:{UNITS})\b\.?{POWER})+{END}", ""),
+    (rf"{FACTOR}(?:\s+(?:{UNITS})\b\.?{POWER})+{END}", ""),
     (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
-    (r"(?<=[a-zA-Z0-9}])\s+(?:and|or)\s+(?=\S)", ","),
+    (r"(?:(?<=[a-zA-Z0-9}])\s+|,\s*)(?:and|or)\s+(?=\S)", ";"),
 )
+GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega"
+NAME = rf"(?:m?\\angle\s?)?[A-Z]{{1,3}}|[a-zA-Z]|\\(?:{GREEK})"  # of what is asked for: AB, x
 SPELLING = compiled(
-    (r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|\s+", lambda m: m[1] + " " if m[1] else ""),  # \sin x
+    (r"(?<=[0-9])\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9])", r"\\frac{\1}{\2}"),  # 2 1/2 is 5/2
+    (r"[,;]\s+", ";"),  # between elements, but not within 1,000
+    (
+        r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])|(?<![0-9])\s+|\s+(?![0-9])|\s+(?=[0-9]{3}(?![0-9]))",
+        lambda m: m[1] + " " if m[1] else "",  # but for \sin x, and 1 2, which is not 12
+    ),
     (r"(?<![0-9a-zA-Z}\])])([0-9]+)/([0-9]+)(?![0-9a-zA-Z{(\\^])", r"\\frac{\1}{\2}"),
     (r"(?<![0-9])\.(?=[0-9])", "0."),
     (r"\.+$", ""),
-    (r"^[a-zA-Z](?:_\{?\w\}?)?(?:\([a-z]\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", ""),  # x =
-    (r"^\([a-z](?:,[a-z])+\)=(?=[^=]+$)", ""),  # (x, y) =
-    (r"^([a-zA-Z])=([^=]+),\1=([^=]+)$", r"\2,\3"),  # x = 2, x = 3, but not x = 2, y = 3
+    (rf"^(?:{NAME})(?:_\{{?\w\}}?)?(?:\(-?\w{{1,9}}\))?(?:=|\\in(?![a-zA-Z]))(?=[^=]+$)", ""),
+    (r"^\([a-z](?:[,;][a-z])+\)=(?=[^=]+$)", ""),  # (x, y) =
+    (r"^([a-zA-Z])=([^=]+)[,;]\1=([^=]+)$", r"\2;\3"),  # x = 2, x = 3, but not x = 2, y = 3
 )
 
 PIECE = re.compile(r"\\(?:frac|binom|sqrt(?:\s*\[[^\[\]]*\])?|[a-zA-Z]+)|\\.|.", re.DOTALL)
@@ -196,7 +224,7 @@ def normalize(answer: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 DIGITS = r"[0-9]{1,100}(?:\.[0-9]{1,100})?"
-THOUSANDS = re.compile(r"([-+]?)([0-9]{1,3}(?:,[0-9]{3})+)((?:\.[0-9]{1,100})?)")
+THOUSANDS = re.compile(r"([-+]?)([1-9][0-9]{0,2}(?:,[0-9]{3})+)((?:\.[0-9]{1,100})?)")
 RATIONAL = re.compile(rf"([-+]?)({DIGITS})")
 FRACTION = re.compile(rf"([-+]?)([0-9]{{0,100}})\\frac\{{([-+]?{DIGITS})\}}\{{([-+]?{DIGITS})\}}")
 
@@ -214,15 +242,26 @@ def rational(text: str) -> Fraction | None:
     return -value if match[1] == "-" else value
 
 
-def split_top(text: str, separator: str) -> list[str]:
+def split_top(text: str, *separators: str) -> list[str]:
     r"""The parts of the text at the separators outside of all brackets: ( ) [ ] { } \{ \}."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and text.startswith(separator, i):
+        found = [s for s in separators if depth == 0 and text.startswith(s, i)]
+        if found:
             parts.append(text[start:i])
-            start = i + len(separator)
+            start = i + len(found[0])
     return [*parts, text[start:]]
+
+
+def elements(text: str) -> list[str]:
+    """The elements of an enumeration; 1,000; 2 are two."""
+    parts = split_top(text, ";")
+    return [
+        e
+        for part in parts
+        for e in ([part] if rational(part) is not None else split_top(part, ","))
+    ]
 
 
 def brackets(text: str) -> tuple[str, str, str] | None:
@@ -254,13 +293,13 @@ def value_of(text: str, depth: int) -> Canonical:
         return value
     if depth == 0:
         return text
-    for separator in (r"\cup", ","):
-        if len(parts := split_top(text, separator)) > 1:
+    for parts in (split_top(text, r"\cup"), elements(text)):
+        if len(parts) > 1:
             return set_of(value_of(part, depth - 1) for part in parts)
     if (found := brackets(text)) is None:
         return text
     opening, inside, closing = found
-    parts = [value_of(part, depth - 1) for part in split_top(inside, ",")]
+    parts = [value_of(part, depth - 1) for part in split_top(inside, ",", ";")]
     if opening == SET[0]:
         return set_of(parts)
     if len(parts) == 1 and (opening, closing) == ("(", ")"):
