@@ -107,7 +107,13 @@ def definition(entry_point: str) -> re.Pattern[str]:
     return re.compile(rf"^def {re.escape(entry_point)}\s*\(", re.MULTILINE)
 
 
+BLOCK = re.compile(r"(?:^([ \t]*))?```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
 FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
+
+
+def unindent(indent: str, block: str) -> str:
+    """The lines of a block without the white space that its fence has before it."""
+    return re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) if indent else block
 
 
 def build_program(problem: Mapping[str, str], completion: str, style: str) -> str:
@@ -116,11 +122,11 @@ def build_program(problem: Mapping[str, str], completion: str, style: str) -> st
     A text that defines the function itself follows the prompt's imports and helpers, but for its
     imports from __future__, which go before them; any other continues the prompt. Of a chat reply,
     the first code block that defines it counts, or else the first, or else all; a block that is not
-    closed ends with the reply.
+    closed ends with the reply, and one that is indented as a whole, in a list, is moved back.
     """
     defines, code = definition(problem["entry_point"]).search, completion
     if style == "chat":
-        blocks = re.findall(r"```[^\n`]*\n(.*?)(?:```|\Z)", completion, re.DOTALL) or [completion]
+        blocks = [unindent(*block) for block in BLOCK.findall(completion)] or [completion]
         code = next(filter(defines, blocks), blocks[0])
     if not defines(code):
         return problem["prompt"] + code

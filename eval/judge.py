@@ -26,6 +26,7 @@ from data.chat import ChatFormat, Message, detect_chat_format, encode_prompts
 from data.prompts import Replies, row_prompt
 from data.rows import check_text, read_rows
 from data.tokenizer import Tokenizer, load_tokenizer
+from eval.benchmark import read_completions
 from eval.endpoint import Endpoint, Reply, ask_many, check_key, check_url
 from eval.results import Metrics, read_baseline, read_results, report
 from model import parallel
@@ -120,6 +121,24 @@ def read_problems(config: JudgeConfig) -> list[dict]:
     if not problems:
         raise ValueError(f"{config.data}: no prompt in it; pass --data FILE")
     return problems
+
+
+def read_asked(path: Path, problems: Sequence[Mapping]) -> list[list[str]]:
+    """The completions of each problem; ValueError for a row whose own prompt is another one."""
+    completions = read_completions(path, len(problems), ())
+    for where, row in read_rows(path):
+        if row.get("prompt") is None or row["index"] >= len(problems):
+            continue
+        ours, theirs = (
+            problems[row["index"]]["prompt"],
+            show_dialogue(row_prompt(row, where).messages),
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"{where}: expected a completion of problem {row['index']}, {ours[:60]!r}, got one "
+                f"of {theirs[:60]!r}; pass the --data that the samples were made from"
+            )
+    return completions
 
 
 def read_instructions(path: str | None) -> str | None:

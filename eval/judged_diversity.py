@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eval.benchmark import read_completions
 from eval.judge import (
     JudgeConfig,
     check_baseline,
     check_config,
     digest,
     judge,
+    read_asked,
     read_instructions,
     read_problems,
     report_judged,
@@ -71,9 +71,9 @@ class JudgedDiversityConfig(JudgeConfig):
     n: int | None = None  # completions of each prompt that the judge sees; none: all
 
 
-def read_sets(path: Path, problems: int, n: int | None) -> list[list[str]]:
+def read_sets(path: Path, problems: Sequence[Mapping], n: int | None) -> list[list[str]]:
     """The first n completions of each problem, as many of one as of another."""
-    completions = read_completions(path, problems, ())
+    completions = read_asked(path, problems)
     counts = sorted(map(len, completions))
     if n is None and counts[0] < counts[-1]:
         raise ValueError(
@@ -123,7 +123,7 @@ def main() -> None:
     config = parse_config(JudgedDiversityConfig)
     check_config(config)
     problems = read_problems(config)
-    sets = read_sets(Path(config.samples), len(problems), config.n)
+    sets = read_sets(Path(config.samples), problems, config.n)
     system = read_instructions(config.judge_prompt) or INSTRUCTIONS
     settings = asdict(config) | {
         "n": len(sets[0]),

@@ -14,9 +14,10 @@ leaves stands in eval/judge.py.
 In the first game the baseline is assistant A, in the second the policy. The frame of the question
 and the five verdicts [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]] are Arena-Hard's; the
 instructions say what its own say, in our words, and --judge_prompt replaces them. The last label in
-double brackets counts, as in Arena-Hard v2.0; one of its five mirrored spellings ([[A<B]]) is read
-as what it means, any other is unknown. Nothing is asked twice for a verdict. A prompt with an
-unknown verdict is left out whole: a single game would carry the judge's bias for a position.
+double brackets counts, or without any in single ones, as in Arena-Hard v2.0; one of its five
+mirrored spellings ([[A<B]]) is read as what it means, any other is unknown. Nothing is asked twice
+for a verdict. A prompt with an unknown verdict is left out whole: a single game would carry the
+judge's bias for a position.
 
     win_rate               won 1, tie 1/2, lost 0; the mean over the games
     win_rate_arena_hard    a game with >> counts three times
@@ -44,7 +45,6 @@ from pathlib import Path
 import numpy as np
 
 from data.rows import check_text, read_rows
-from eval.benchmark import read_completions
 from eval.bradley_terry import fit_logistic, sigmoid
 from eval.judge import (
     JudgeConfig,
@@ -52,6 +52,7 @@ from eval.judge import (
     check_config,
     digest,
     judge,
+    read_asked,
     read_instructions,
     read_problems,
     report_judged,
@@ -62,7 +63,7 @@ from model import parallel
 from model.config import parse_config
 from model.run import run_main
 
-LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
+LABELS = re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]")
 VERDICTS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}  # what A gets
 MIRRORED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}
 MUCH = 3  # how often Arena-Hard counts a game with >>
@@ -114,7 +115,7 @@ def read_answers(path: Path, flag: str, problems: Sequence[Mapping], completion:
     first = next((row for _, row in read_rows(path)), {})
     if "completions" not in first:
         return arena_hard_answers(path, flag, problems)
-    completions = read_completions(path, len(problems), ())
+    completions = read_asked(path, problems)
     for index, texts in enumerate(completions):
         if completion >= len(texts):
             raise ValueError(
@@ -170,9 +171,9 @@ def ask_both_ways(prompt: str, system: str, ours: str, theirs: str) -> list[list
 
 
 def read_verdict(text: str) -> str | None:
-    """The last label in double brackets, if it is one of the five or its mirror image."""
-    labels = LABEL.findall(text.upper())
-    label = MIRRORED.get(labels[-1], labels[-1]) if labels else None
+    """The last label in double brackets, without any in single ones, if it is one of the five."""
+    labels = next(filter(None, (pattern.findall(text.upper()) for pattern in LABELS)), [None])
+    label = MIRRORED.get(labels[-1], labels[-1])
     return label if label in VERDICTS else None
 
 

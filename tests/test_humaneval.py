@@ -13,6 +13,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -63,6 +64,9 @@ def sandbox() -> Sandbox:
         (f"```bash\nls\n```\nthen\n```py\n{WHOLE}```", "chat", HELPERS + WHOLE),
         (f"```python\n{WHOLE}```\n```python\narea(1)\n```", "chat", HELPERS + WHOLE),
         (f"```python\n{WHOLE}", "chat", HELPERS + WHOLE),  # cut off
+        (f"1. So:\n\n   ```python\n{indent(WHOLE, '   ')}   ```", "chat", HELPERS + WHOLE),
+        (f"- so\n  ```\n{indent(BODY, '  ')}  ```", "chat", PROMPT + BODY),
+        (f"So: ```python\n{WHOLE}```", "chat", HELPERS + WHOLE),
         (f"```python\nimport cmath\n\n{WHOLE}```", "chat", f"{HELPERS}import cmath\n\n{WHOLE}"),
         (f"```python\n{FUTURE}{WHOLE}```", "chat", FUTURE + HELPERS + WHOLE),
     ],

@@ -147,11 +147,11 @@ def test_an_unreadable_judgement_is_counted_and_left_out(monkeypatch, tmp_path, 
 def test_sets_that_cannot_be_compared(tmp_path, counts, n, message):
     rows = [{"index": i, "completions": ["a"] * count} for i, count in enumerate(counts)]
     with pytest.raises(ValueError, match=message):
-        read_sets(Path(write_jsonl(tmp_path / "s.jsonl", rows)), 2, n)
+        read_sets(Path(write_jsonl(tmp_path / "s.jsonl", rows)), [{}] * 2, n)
 
 
 def test_sets_are_the_first_completions(tmp_path):
     rows = [{"index": i, "completions": list("abcd")[: i + 2]} for i in range(3)]
     path = Path(write_jsonl(tmp_path / "s.jsonl", rows))
-    assert read_sets(path, 3, 2) == [["a", "b"]] * 3
-    assert read_sets(path, 1, None) == [["a", "b"]]
+    assert read_sets(path, [{}] * 3, 2) == [["a", "b"]] * 3
+    assert read_sets(path, [{}], None) == [["a", "b"]]

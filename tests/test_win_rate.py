@@ -101,7 +101,9 @@ def longer_wins(messages: Sequence[dict], _: int = 0) -> str:
         ("[[B<A]]", "A>B"),
         ("[[B<<A]]", "A>>B"),
         ("", None),
-        ("[A>B]", None),
+        ("[A>B]", "A>B"),
+        ("[A>B], [B>A]", "B>A"),
+        ("[[A=B]], not [A>B]", "A=B"),  # single brackets count where there are no double ones
         ("A>B", None),
         ("[[A]]", None),
         ("[[C]]", None),
@@ -386,12 +388,16 @@ def test_answers_in_both_forms(tmp_path):
         ([arena_hard_row("x", {"answer": None})], ":1: answer: expected a text, got null"),
         ([arena_hard_row(3, "a")], ":1: uid: expected a text, got a number"),
         ([], "no answer to 2 of 2 problems"),
+        (
+            [{"index": i, "prompt": "qp"[i], "completions": ["a"] * 2} for i in (0, 1)],
+            ":1: expected a completion of problem 0, 'p', got one of 'q'",
+        ),
     ],
 )
 def test_answers_that_do_not_fit(tmp_path, rows, message):
     path = Path(write_jsonl(tmp_path / "answers.jsonl", rows))
     with pytest.raises(ValueError, match=message):
-        read_answers(path, "samples", [{"uid": "x"}, {"uid": "y"}], 1)
+        read_answers(path, "samples", [{"uid": uid, "prompt": "p"} for uid in "xy"], 1)
 
 
 def test_arena_hard_answers_with_a_judge_of_length(monkeypatch, tmp_path, shared_data):
