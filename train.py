@@ -59,7 +59,10 @@ from model.logps import HeadOptions
 from model.lora import TARGETS
 from model.objective import (
     ONE_MODEL,
+    TWO_TERMS,
     answer_mass,
+    coefficients,
+    fill_alpha,
     objective_loss,
     reward_objective,
     sft_term,
@@ -105,7 +108,7 @@ class TrainConfig:
     label_noise: float = 0.0  # share of the training labels to flip
 
     objective: str = "spl"  # sft, dpo, spl, h_dpo, ipo, robust, f_dpo or reward
-    alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
+    alpha: float | None = None  # spl: of the policy's term, none: 1.2 beta; h_dpo: times beta
     beta: float = 0.1  # weight of the reference term in the margin
     divergence: str | None = None  # of f_dpo: forward_kl, jensen_shannon or alpha
     divergence_order: float = 0.5  # of the alpha-divergence: near 0 it is DPO, near 1 forward_kl
@@ -166,7 +169,12 @@ def main() -> None:
     goes_on = config.resume or parallel.restarts() > 0
     out_dir = choose_out_dir(config.out_dir, name, goes_on, [p for p in inputs if p])
     out_dir = Path(parallel.gather_json(str(out_dir))[0])
-    config = dataclasses.replace(config, out_dir=str(out_dir))
+    alpha = fill_alpha(config.objective, config.alpha, config.beta)
+    config = dataclasses.replace(config, out_dir=str(out_dir), alpha=alpha)
+    if config.objective in TWO_TERMS:
+        weights = coefficients(config.objective, alpha, config.beta)
+        print("{}: policy_coef {:g}, reference_coef {:g}, tau {:.4g}".format(
+            config.objective, *weights, weights[0] / weights[1]))  # fmt: skip
 
     tokenizer, chat_format = load_formats(config)
     pairs, eval_pairs = load_pairs(config, tokenizer, chat_format)

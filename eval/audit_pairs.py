@@ -25,6 +25,7 @@ from eval.audit_run import (
 )
 from eval.audit_terms import TOLERANCE, Objective, chains, close, pair_logps, shares, token_numbers
 from model.logbook import read_records
+from model.objective import DEFAULT_TAU
 from model.run import choose_device
 from model.training_state import checkpoints, load_trained, number
 from model.transformer import Transformer
@@ -56,7 +57,7 @@ def audit(config: AuditConfig, settings: Settings) -> dict[str, Any]:
     policy_coef, reference_coef = settings.terms.coefficients
     return {
         "objective": settings.objective,
-        "alpha": settings.alpha,
+        "alpha": settings.alpha or DEFAULT_TAU * settings.beta,  # from which a slider begins
         "beta": settings.beta,
         "label_smoothing": settings.label_smoothing,
         "sft_weight": settings.sft_weight,

@@ -3,7 +3,7 @@
 No command of its own.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from model.adapter import load_policy
 from model.architecture import read_model_config
 from model.files import read_json
 from model.lora import TARGETS
+from model.objective import fill_alpha
 from model.policy import fill_policy, shape_policy
 from model.transformer import Transformer
 
@@ -74,7 +75,7 @@ class Settings:
     max_length: int = 1024
     max_prompt_length: int | None = None
     objective: str = "spl"
-    alpha: float = 0.12
+    alpha: float | None = None  # of spl and h_dpo
     beta: float = 0.1
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
@@ -111,6 +112,8 @@ def read_settings(config: AuditConfig) -> Settings:
         merged["eval_data"] = config.eval_data
     try:
         settings = Settings(**merged)
+        alpha = fill_alpha(settings.objective, settings.alpha, settings.beta)
+        settings = replace(settings, alpha=alpha)
         settings.terms.coefficients  # noqa: B018 raises for weights and names that are none
     except TypeError as error:
         raise ValueError(f"{config.run}/config.json: not of a preference run, {error}") from None

@@ -33,7 +33,7 @@ ROWS = 512  # of whole logits at a time
 @dataclass(frozen=True)
 class Objective:
     name: str
-    alpha: float
+    alpha: float | None  # of spl and h_dpo
     beta: float
     label_smoothing: float = 0.0
     sft_weight: float = 0.0

@@ -229,7 +229,9 @@ def closed_form(objective: Objective, pi_logratio: float, ref_logratio: float) -
     spl and h_dpo is (alpha - beta) and beta (alpha - 1) times the ratio.
     """
     alpha, beta, eps = objective.alpha, objective.beta, objective.label_smoothing
-    weight = {"spl": alpha, "h_dpo": alpha * beta}.get(objective.name, beta)
+    weight = (
+        alpha * beta if objective.name == "h_dpo" else alpha if objective.name == "spl" else beta
+    )
     margin = weight * pi_logratio - beta * ref_logratio
     if objective.name == "ipo":
         return ((margin - 0.5) / beta) ** 2

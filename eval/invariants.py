@@ -23,7 +23,7 @@ from eval.invariant_numbers import number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
 from model.architecture import read_model_config
 from model.lora import TARGETS
-from model.objective import TWO_TERMS
+from model.objective import TWO_TERMS, fill_alpha
 from model.policy import fill_policy, shape_policy
 from model.run import choose_device
 from model.transformer import Transformer
@@ -45,7 +45,7 @@ class CheckConfig:
     max_length: int = 1024  # tokens of a prompt and its longer completion
     max_prompt_length: int | None = None  # tokens a prompt is cut to, where needed; none: half
     objective: str = "spl"  # dpo, spl, h_dpo, ipo or robust
-    alpha: float = 0.12  # spl: weight of the policy term; h_dpo: a multiple of beta; else unused
+    alpha: float | None = None  # spl: of the policy's term, none: 1.2 beta; h_dpo: times beta
     beta: float = 0.1  # weight of the reference term in the margin
     label_smoothing: float = 0.0  # share of labels taken to be flipped (conservative, robust DPO)
     lora_rank: int = 16  # 0 trains every parameter
@@ -98,7 +98,8 @@ def check_config(config: CheckConfig, pairs_limit: int) -> None:
         value = getattr(config, flag)
         expect(value is None or value >= 1, flag, "1 or more")
     for flag in ("alpha", "beta", "lora_alpha"):
-        expect(getattr(config, flag) > 0, flag, "a number above 0")
+        value = getattr(config, flag)
+        expect(value is None or value > 0, flag, "a number above 0")
     for flag in ("lora_rank", "seed"):
         expect(getattr(config, flag) >= 0, flag, "0 or more")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
@@ -129,8 +130,9 @@ def stages(config: CheckConfig, pairs_limit: int) -> Iterator[Iterator[Finding]]
         yield iter([unreadable("weights readable", error)])
         return
     some = spread(texts.tokens, pairs_limit)
-    weights = config.objective, config.alpha, config.beta, config.label_smoothing
-    objective, ids = Objective(*weights), (special_tokens(texts, some), texts.end)
+    alpha = fill_alpha(config.objective, config.alpha, config.beta)
+    objective = Objective(config.objective, alpha, config.beta, config.label_smoothing)
+    ids = special_tokens(texts, some), texts.end
     yield number_findings(model, some, objective, *ids, config.micro_batch_tokens, device)
     yield gradient_findings(model, shortest(some), objective, device)
 

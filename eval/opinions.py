@@ -47,13 +47,13 @@ from model.checkpoint import DTYPES
 from model.config import parse_config
 from model.files import read_json
 from model.generate import check_prompt
-from model.objective import SIGMOID_FAMILY, coefficients
+from model.objective import SIGMOID_FAMILY, WITH_ALPHA, coefficients
 from model.run import choose_device, run_main
 from model.score import completion_logps
 from model.transformer import Transformer
 
 EMBEDDED = ["data/tiny/train.jsonl"]  # has held-out pairs of its own
-NUMBERS = ("alpha", "beta", "label_smoothing", "label_noise", "sft_weight", "eval_fraction", "seed")
+NUMBERS = ("beta", "label_smoothing", "label_noise", "sft_weight", "eval_fraction", "seed")
 
 Row = dict  # a question of the data file
 Pairs = list[list[float]]  # of each question, what its two answers have
@@ -122,7 +122,8 @@ def read_run(folder: str) -> dict:
     if not file.is_file():
         return {}
     run = read_json(file)
-    wrong = [name for name in NUMBERS if type(run.get(name)) not in (int, float)]
+    numbers = (*NUMBERS, "alpha") if run.get("objective") in WITH_ALPHA else NUMBERS
+    wrong = [name for name in numbers if type(run.get(name)) not in (int, float)]
     wrong += [] if isinstance(run.get("objective"), str) else ["objective"]
     if wrong:
         raise ValueError(f"{file}: expected the run of a policy, which says its {wrong[0]}")

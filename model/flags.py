@@ -10,7 +10,7 @@ from typing import Any
 from model import parallel
 from model.logps import HEAD_KERNELS
 from model.lora import TARGETS
-from model.objective import DIVERGENCES, OBJECTIVES, ONE_MODEL
+from model.objective import DIVERGENCES, OBJECTIVES, ONE_MODEL, fill_alpha
 
 CHOICES = {
     "objective": OBJECTIVES,
@@ -60,7 +60,8 @@ def check_values(config: Any) -> None:
     for flag in AT_LEAST_ZERO:
         expect(getattr(config, flag) >= 0, flag, "0 or more")
     for flag in ABOVE_ZERO:
-        expect(getattr(config, flag) > 0, flag, "a number above 0")
+        value = getattr(config, flag)
+        expect(value is None or value > 0, flag, "a number above 0")
     for flag in SHARES:
         expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
@@ -102,6 +103,7 @@ def check_objective(config: Any) -> None:
         raise ValueError(f"--divergence_order is for --divergence alpha, got {divergence!r}")
     unused, lacks = UNUSED.get(objective, ((), ""))
     refuse_given(config, unused, f"for --objective {objective}, which has no {lacks}")
+    fill_alpha(objective, config.alpha, config.beta)
 
 
 def check_policy(config: Any) -> None:

@@ -30,24 +30,28 @@ from torch import Tensor
 
 SIGMOID_FAMILY = ("dpo", "spl", "h_dpo")
 TWO_TERMS = (*SIGMOID_FAMILY, "ipo", "robust")  # their margin: a policy's term minus a reference's
+WITH_ALPHA = ("spl", "h_dpo")  # those that weigh the policy's entropy by itself
 OBJECTIVES = ("sft", *TWO_TERMS, "f_dpo", "reward")
 ONE_MODEL = ("sft", "reward")  # without a reference policy
 DIVERGENCES = ("forward_kl", "jensen_shannon", "alpha")
+DEFAULT_TAU = 1.2  # of spl, in the range of the paper's study of chat
 LARGEST_EXPONENT = 30.0  # of u^-order; e^30 is 1e13, of which float32 still holds the square
 CLOSED = 0.5  # probability that both completions of a closed pair have together, at least
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses (B,), chosen rewards (B,), rejected rewards (B,)
 
 
-def coefficients(objective: str, alpha: float, beta: float) -> tuple[float, float]:
+def coefficients(objective: str, alpha: float | None, beta: float) -> tuple[float, float]:
     """(policy_coef, reference_coef) of an objective; `alpha` counts for spl and h_dpo alone.
 
     alpha, beta: positive. spl with alpha = 1 represents a population's preferences in proportion
     [SPL Cor. 3.1]; alpha = beta is DPO. h_dpo with alpha < 1 seeks a mode, alpha > 1 spreads.
     Raises ValueError for an objective without them or a weight that is not positive.
     """
-    if not (alpha > 0 and beta > 0):
-        raise ValueError(f"expected --alpha and --beta above 0, got alpha={alpha}, beta={beta}")
+    weights = {"beta": beta} | ({"alpha": alpha} if objective in WITH_ALPHA else {})
+    for name, weight in weights.items():
+        if weight is None or not weight > 0:
+            raise ValueError(f"expected --{name} above 0, got {weight}")
     if objective == "spl":
         return alpha, beta  # [SPL Prop. A.2]
     if objective == "h_dpo":
@@ -60,6 +64,20 @@ def coefficients(objective: str, alpha: float, beta: float) -> tuple[float, floa
     )
 
 
+def fill_alpha(objective: str, alpha: float | None, beta: float) -> float | None:
+    """A run's alpha where none is given: SPL's, so that tau = 1.2; ValueError for H-DPO's.
+
+    Neither weight means anything without the other: an alpha that does not follow --beta makes
+    another objective of every beta.
+    """
+    if alpha is None and objective == "h_dpo":
+        raise ValueError(
+            "--objective h_dpo expects --alpha, the temperature of whole sequences: 1 is DPO, and "
+            "less seeks a mode; got none"
+        )
+    return DEFAULT_TAU * beta if alpha is None and objective == "spl" else alpha
+
+
 def preference_terms(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -67,8 +85,8 @@ def preference_terms(
     reference_rejected_logps: Tensor,
     policy_coef: float,
     reference_coef: float,
-) -> Losses:
-    """The margin and its two implicit rewards, all (B,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out: margins, chosen rewards and rejected rewards, all (B,); margins alone have a gradient.
 
     reward(y) = policy_coef * log pi(y|x) - reference_coef * log pi_ref(y|x), up to a constant of x;
     the margin is written from the log ratios, so that equal terms cancel before they are scaled.
@@ -263,7 +281,7 @@ def objective_loss(
     policy_logps: Tensor,
     reference_logps: Tensor,
     lengths: Tensor,
-    alpha: float,
+    alpha: float | None,
     beta: float,
     label_smoothing: float = 0.0,
     divergence: str | None = None,

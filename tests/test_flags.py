@@ -60,6 +60,8 @@ def test_what_goes_together(flags):
         ("--device cuda:x", "--device expects cpu, cuda or cuda:N, got 'cuda:x'"),
         ("--plan --world_size 2 --cpu_offload --device cpu", "no meaning with --device cpu"),
         ("--batch_size 0", "--batch_size expects 1 or more, got 0"),
+        ("--objective h_dpo", "--objective h_dpo expects --alpha, .*: 1 is DPO"),
+        ("--alpha 0", "--alpha expects a number above 0, got 0.0"),
         ("--beta -1", "--beta expects a number above 0, got -1.0"),
         ("--max_prompt_length 1024", "--max_prompt_length expects less than --max_length 1024"),
         ("--dtype int8", "--dtype expects one of float32, bfloat16, got 'int8'"),

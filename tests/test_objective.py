@@ -15,6 +15,7 @@ from model.objective import (
     coefficients,
     divergence_slopes,
     f_dpo_loss,
+    fill_alpha,
     guarded_share,
     ipo_loss,
     objective_loss,
@@ -406,8 +407,20 @@ def test_answer_mass_counts_closed_pairs_alone():
     torch.testing.assert_close(mass["mass/reference"], (torch.tensor([0.9, 0.03]), closed))
 
 
+def test_an_alpha_that_is_not_given_follows_beta_or_is_asked_for():
+    assert fill_alpha("spl", None, 0.1) == 0.12 and fill_alpha("spl", 0.3, 0.1) == 0.3
+    assert fill_alpha("spl", None, 0.01) == pytest.approx(0.012)
+    assert fill_alpha("dpo", None, 0.1) is None and coefficients("dpo", None, 0.1) == (0.1, 0.1)
+    with pytest.raises(ValueError, match="--objective h_dpo expects --alpha"):
+        fill_alpha("h_dpo", None, 0.1)
+
+
 def test_bad_weights_are_refused():
-    with pytest.raises(ValueError, match="--alpha and --beta above 0"):
+    with pytest.raises(ValueError, match="--alpha above 0, got 0"):
         coefficients("spl", 0.0, 0.1)
+    with pytest.raises(ValueError, match="--alpha above 0, got None"):
+        coefficients("h_dpo", None, 0.1)
+    with pytest.raises(ValueError, match="--beta above 0, got -1"):
+        coefficients("dpo", None, -1)
     with pytest.raises(ValueError, match="--objective to be one of"):
         coefficients("none", 1.0, 0.1)
