@@ -29,6 +29,15 @@ Matrices = dict[str, tuple[Tensor, Tensor]]  # layer -> (lora_A (R, in), lora_B 
 PARTS = ("lora_A", "lora_B")
 HEAD = f"{PREFIX}score.weight"
 HEADS = ("score", "classifier")  # names that PEFT gives to heads, whichever the model has
+# fields of PEFT's configuration that leave a plain LoRA plain, or are looked at one by one; any
+# other that says something (use_dora, layer_replication, ...) makes another model of the weights
+READ = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save", "bias",
+        "init_lora_weights")  # fmt: skip
+IDLE = ("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
+        "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform",
+        "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision",
+        "task_type")  # fmt: skip
+STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base as it is
 
 
 def save_adapter(
@@ -218,9 +227,15 @@ def read_adapter_config(folder: Path) -> tuple[int, float, tuple[str, ...]]:
     fields = read_json(path)
     if fields.get("peft_type") != "LORA":
         raise ValueError(f"{path}: expected peft_type LORA, got {fields.get('peft_type')!r}")
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"):
-        if fields.get(name):
+    for name in sorted(fields.keys() - {*READ, *IDLE}):
+        if fields[name]:
             raise ValueError(f"{path}: {name}={fields[name]!r} is not implemented; plain LoRA only")
+    if (start := fields.get("init_lora_weights", True)) not in STARTS:
+        raise ValueError(
+            f"{path}: init_lora_weights={start!r} changes the base model's weights, which is not "
+            "implemented; save it converted to plain LoRA (PEFT: "
+            "path_initial_model_for_weight_conversion)"
+        )
     heads = fields.get("modules_to_save") or ["score"]
     if not isinstance(heads, list) or "score" not in heads or not all(h in HEADS for h in heads):
         raise ValueError(f"{path}: modules_to_save={heads!r} is not implemented; expected score")

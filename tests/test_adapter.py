@@ -98,6 +98,11 @@ def edit(folder, **changes) -> None:
     [
         ({"peft_type": "IA3"}, "expected peft_type LORA"),
         ({"use_dora": True}, "use_dora=True is not implemented"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\] is not implemented"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication=.* is not implemented"),
+        ({"of_a_later_version": 1}, "of_a_later_version=1 is not implemented"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base model's"),
+        ({"init_lora_weights": "olora"}, "'olora' changes the base model's weights"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias='all' is not implemented"),
         ({"r": 0}, "r expects a whole number above 0, got 0"),
