@@ -30,9 +30,10 @@ from typing import TextIO
 
 from torch import Tensor
 
-from data.chat import ChatFormat, Message, detect_chat_format, encode_prompt, mark_chat_format
+from data.chat import ChatFormat, Message, encode_prompt, mark_chat_format
+from data.formats import model_ids, read_formats
 from data.prompts import Prompt, Replies, prompt_lines, read_prompts, text_prompt, with_system
-from data.tokenizer import REPLACEMENT, Tokenizer, load_tokenizer
+from data.tokenizer import REPLACEMENT, Tokenizer
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES, save_model
@@ -74,16 +75,15 @@ def main() -> None:
     config = parse_config(SampleConfig)
     sampling = check_config(config)
     prompts = gather_prompts(config)
-    tokenizer = load_tokenizer(config.model)
-    asked = config.chat_format, config.adapter
-    chat_format, reason = detect_chat_format(config.model, tokenizer, *asked)
+    asked = config.model, config.adapter, config.chat_format
+    tokenizer, chat_format, reason = read_formats(*asked)
     parallel.note(f"chat format: {chat_format.name} ({reason})")
     exact = "float32" if config.merge_to is not None else None  # bfloat16 rounds an adapter away
     with contextlib.redirect_stdout(sys.stderr if parallel.is_main() else sys.stdout):
         device, dtype = choose_device(config.device, config.dtype or exact)
     model = load_policy(config.model, config.adapter, dtype, device, config.shard)
     if config.merge_to is not None:
-        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        ids = model_ids(chat_format, tokenizer)
         save_model(model, config.merge_to, tokenizer.files, **ids)
         if parallel.is_main():
             mark_chat_format(Path(config.merge_to), chat_format)

@@ -16,13 +16,15 @@ import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.chat import ChatFormat, detect_chat_format, mark_chat_format, stop_ids
+from data.chat import ChatFormat, stop_ids
+from data.formats import mark_formats, model_ids, read_formats
 from data.packing import (
     PairBatch,
     epoch_batches,
@@ -35,7 +37,7 @@ from data.packing import (
 )
 from data.pairs import Pair, TokenPair, length_limits, read_split, tokenize_pairs
 from data.prompts import completion_text
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from model import parallel, policy
 from model.adapter import save_adapter
 from model.architecture import config_file, read_model_config
@@ -68,7 +70,13 @@ from model.objective import (
     sft_term,
 )
 from model.plan import plan_run, render
-from model.reference import cached_reference_logps, hash_weights, reference_key, reference_logps
+from model.reference import (
+    cached_reference_logps,
+    compute_reference_logps,
+    hash_weights,
+    reference_key,
+    reference_logps,
+)
 from model.run import (
     Interrupt,
     choose_device,
@@ -102,6 +110,7 @@ class TrainConfig:
     data: tuple[str, ...] = (EMBEDDED,)  # files or folders of JSONL, JSONL.gz or parquet
     eval_data: tuple[str, ...] | None = None  # held-out pairs; none: --eval_fraction of --data
     eval_fraction: float = 0.05  # share of first human turns held out, without --eval_data
+    eval_pairs: int = 1000  # held-out pairs that are evaluated, at most; 0: all
     chat_format: str = "auto"  # one of the chat formats; auto: detected from the checkpoint
     max_length: int = 1024  # tokens of a prompt and its longer completion
     max_prompt_length: int | None = None  # a prompt is cut to, at its front, if need be; none: half
@@ -130,7 +139,7 @@ class TrainConfig:
     schedule: str = "cosine"  # constant, linear or cosine: to zero behind the last step
     warmup_steps: int = 10  # steps over which the learning rate rises to its full value
     max_grad_norm: float = 1.0  # gradients are clipped to this global norm; 0: not clipped
-    weight_decay: float = 0.0  # of AdamW, per unit of learning rate
+    weight_decay: float = 0.0  # of AdamW, per unit of learning rate; of matrices alone
     seed: int = 0  # of the order of the data, held-out prompts, new weights, dropout, label noise
     dtype: str | None = None  # float32 or bfloat16; none: bfloat16 on CUDA, float32 elsewhere
     device: str | None = None  # cpu, cuda, cuda:1, ...; none: cuda where there is one
@@ -188,9 +197,9 @@ def main() -> None:
                 write_run_config(config, out_dir, device=device, dtype=str(dtype))
                 (out_dir / "metrics.jsonl").touch()  # from here on the folder holds a run
         train(config, model, pairs, eval_pairs, out_dir, device)
-        save_policy(config, model, tokenizer, out_dir)
+        save_policy(config, model, tokenizer, chat_format, out_dir)
         if parallel.is_main():
-            mark_chat_format(policy_folder(out_dir), chat_format)
+            mark_formats(policy_folder(out_dir), config.model, tokenizer, chat_format)
         with parallel.in_lockstep(model):
             if parallel.is_main():
                 report(config, model, tokenizer, chat_format, eval_pairs, out_dir)
@@ -202,11 +211,10 @@ def main() -> None:
 
 def load_formats(config: TrainConfig) -> tuple[Tokenizer, ChatFormat]:
     """From text to ids."""
-    source = Path(config.tokenizer or config.init or config.model)
-    source = source.parent if source.is_file() else source
-    tokenizer = load_tokenizer(source)
-    asked = source, tokenizer, config.chat_format, config.adapter
-    chat_format, reason = detect_chat_format(*asked)
+    start = Path(config.init or config.model)
+    start = start.parent if start.is_file() else start
+    asked = config.adapter, config.chat_format, config.tokenizer
+    tokenizer, chat_format, reason = read_formats(start, *asked)
     print(f"chat format: {chat_format.name} ({reason})")
     return tokenizer, chat_format
 
@@ -221,7 +229,7 @@ def load_pairs(
         eval_data = (EMBEDDED_EVAL,)
     pairs, held_out = read_split(
         config.data, eval_data, config.eval_fraction, config.label_noise, config.objective,
-        config.seed,
+        config.seed, config.eval_pairs,
     )  # fmt: skip
     positions = model_config.max_position_embeddings
     longest, prompt = length_limits(config.max_length, config.max_prompt_length, positions)
@@ -321,10 +329,15 @@ def train(
     """All steps of the run; metrics.jsonl and the checkpoints are written on the way."""
     rank, ranks = parallel.rank(), parallel.world_size()
     total_steps = number_of_steps(config, pairs)
+    if config.warmup_steps > total_steps:
+        print(f"learning rate: the run's {total_steps} steps end within its --warmup_steps "
+              f"{config.warmup_steps}, below --learning_rate {config.learning_rate:g}")  # fmt: skip
     trained = list(trained_parameters(model).values())
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     weights = hash_weights(model)
     identity = to_json(config) | {
         "data (token ids)": reference_key("", pairs),
@@ -340,15 +353,16 @@ def train(
     if resumes:
         refuse_other_run(out_dir, identity, inexact)
     reference = eval_reference = None  # online: computed beside the policy, adapters disabled
+    budget = config.micro_batch_tokens
+    batches = [partial(epoch_batches, some, budget, rank, ranks) for some in (pairs, eval_pairs)]
     if config.reference == "cached":
-        budget = config.micro_batch_tokens
         folder = Path(config.reference_cache or out_dir / "reference")
         reference, eval_reference = (
-            cached_reference_logps(model, weights, some, batches, folder, device) if some else None
-            for some, batches in (
-                (some, epoch_batches(some, budget, rank, ranks)) for some in (pairs, eval_pairs)
-            )
+            cached_reference_logps(model, weights, some, packed(), folder, device) if some else None
+            for some, packed in zip((pairs, eval_pairs), batches, strict=True)
         )
+    elif config.objective not in ONE_MODEL and eval_pairs:  # evaluated again and again
+        eval_reference = compute_reference_logps(model, eval_pairs, batches[1](), device)
     first_step = 0
     if resumes:
         first_step = load_training_state(out_dir, model, optimizer, identity, inexact)
@@ -378,7 +392,9 @@ def train(
     for step in bar:
         torch.manual_seed(config.seed + step + (rank << 32))  # dropout, where there is any
         model.train()
-        optimizer.param_groups[0]["lr"] = lr = learning_rate(config, step, total_steps)
+        lr = learning_rate(config, step, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         indices = step_indices(step, len(pairs), config.batch_size, config.seed)
         normaliser = loss_normaliser(config, pairs, indices)
         means, tokens = Means(), sum(num_tokens(pairs[i]) for i in indices)
@@ -530,13 +546,17 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def save_policy(
-    config: TrainConfig, model: Transformer, tokenizer: Tokenizer, out_dir: Path
+    config: TrainConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    chat_format: ChatFormat,
+    out_dir: Path,
 ) -> None:
     """The adapter; or, where there is no base on disk, the whole model for --model to load."""
     if config.lora_rank and not config.init:
         save_adapter(model, out_dir, config.model, config.adapter)
         return
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ids = model_ids(chat_format, tokenizer)
     save_model(model, out_dir / "model", tokenizer.files, **ids)
 
 

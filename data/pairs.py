@@ -18,6 +18,7 @@ HH a few in a thousand: what follows would be a "completion" with turns of the h
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -227,10 +228,12 @@ def read_split(
     label_noise: float,
     objective: str,
     seed: int,
+    eval_pairs: int = 0,
 ) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs of a run: from files of their own, or a share of the first turns.
 
-    label_noise: the share of the training labels that is flipped.
+    label_noise: the share of the training labels that is flipped. eval_pairs: so many of the
+    held-out pairs at most, drawn by the seed and in their order; 0: all.
     """
     pairs = read_pairs(data, objective)
     if eval_data is not None:
@@ -240,6 +243,9 @@ def read_split(
         pairs, held_out = split_by_first_turn(pairs, eval_fraction, seed)
         if not pairs:
             raise ValueError(f"--eval_fraction {eval_fraction} leaves no training pairs of {count}")
+    if 0 < eval_pairs < len(held_out):
+        chosen = np.random.default_rng([seed, len(held_out)]).permutation(len(held_out))
+        held_out = [held_out[i] for i in sorted(chosen[:eval_pairs].tolist())]
     return flip_labels(pairs, label_noise, seed), held_out
 
 
@@ -303,7 +309,25 @@ def tokenize_pairs(
                 made.append(TokenPair(*arrays, pair.source))
                 check_ids(made[-1], vocab_size)
     report(made, counts, dropped, max_length, log)
+    note_spelled(pairs, tokenizer, log)
     return made
+
+
+def note_spelled(pairs: Sequence[Pair], tokenizer: Tokenizer, log: Callable[[str], None]) -> None:
+    """Say where texts spell a special token: as text it is what a user wrote, or a template's."""
+    special = re.compile("|".join(map(re.escape, tokenizer.special_ids)) or r"\Z.")
+    found = []
+    for pair in pairs:
+        replies = (pair.chosen, pair.rejected or "")
+        texts = (*(turn["content"] for turn in pair.prompt), *replies)
+        if match := next(filter(None, map(special.search, texts)), None):
+            found.append((pair.source, match[0]))
+    if found:
+        source, token = found[0]
+        log(
+            f"data: {len(found)} rows spell a special token, the first is {source} with {token}; "
+            "it stays text. If a chat template has been applied to them, take rows without it"
+        )
 
 
 def expressible(pair: Pair, chat_format: ChatFormat, dropped: Counter[str]) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from data.chat import ChatFormat, detect_chat_format
+from data.chat import ChatFormat
+from data.formats import read_formats
 from data.pairs import TokenPair, length_limits, read_split, tokenize_pairs
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from eval.audit_terms import Objective
 from model.adapter import load_policy
 from model.architecture import read_model_config
@@ -70,6 +71,7 @@ class Settings:
     data: tuple[str, ...] = ("data/tiny/train.jsonl",)
     eval_data: tuple[str, ...] | None = None
     eval_fraction: float = 0.05
+    eval_pairs: int = 0
     label_noise: float = 0.0
     chat_format: str = "auto"
     max_length: int = 1024
@@ -124,11 +126,10 @@ def read_tokens(
     config: AuditConfig, settings: Settings
 ) -> tuple[list[TokenPair], set[tuple[str, str]], Tokenizer, ChatFormat, str]:
     """The pairs as in training; what of them was cut, as (source, side); the formats."""
-    folder = Path(settings.tokenizer or settings.init or settings.model)
-    folder = folder.parent if folder.is_file() else folder
-    tokenizer = load_tokenizer(folder)
-    asked = settings.chat_format, settings.adapter
-    chat_format, reason = detect_chat_format(folder, tokenizer, *asked)
+    start = Path(settings.init or settings.model)
+    start = start.parent if start.is_file() else start
+    asked = settings.adapter, settings.chat_format, settings.tokenizer
+    tokenizer, chat_format, reason = read_formats(start, *asked)
     train, held_out = read_split(
         settings.data,
         settings.eval_data,
@@ -136,6 +137,7 @@ def read_tokens(
         settings.label_noise,
         settings.objective,
         settings.seed,
+        settings.eval_pairs,
     )
     chosen = train if config.data is not None or config.on == "train" else held_out
     if not chosen:

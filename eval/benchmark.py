@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from data.chat import ChatFormat, detect_chat_format, encode_prompts
+from data.chat import ChatFormat, encode_prompts
+from data.formats import read_formats
 from data.prompts import Replies, cut_at_stop
 from data.rows import check_text, read_rows
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from eval.results import Metrics, data_digest, read_baseline, report
 from model import parallel
 from model.adapter import load_policy
@@ -156,8 +157,7 @@ def read_problems(
 def write_completions(config: BenchmarkConfig, task: Task) -> None:
     """Complete every prompt into OUT/samples.jsonl."""
     device, dtype = choose_device(config.device, config.dtype)
-    tokenizer = load_tokenizer(config.model)
-    chat_format = choose_chat_format(config, task, tokenizer)
+    tokenizer, chat_format = choose_formats(config, task)
     policy = load_policy(config.model, config.adapter, dtype, device, config.shard)
     messages = [[{"role": "user", "content": prompt}] for prompt in task.prompts]
     prompts = encode_prompts(messages, chat_format, tokenizer)
@@ -183,14 +183,14 @@ def write_completions(config: BenchmarkConfig, task: Task) -> None:
     )
 
 
-def choose_chat_format(config: BenchmarkConfig, task: Task, tokenizer: Tokenizer) -> ChatFormat:
-    """The checkpoint's own format, or none where the prompt is a text to be continued."""
+def choose_formats(config: BenchmarkConfig, task: Task) -> tuple[Tokenizer, ChatFormat]:
+    """The policy's tokenizer and chat format; none where the prompt is a text to be continued."""
     if task.raw and config.chat_format != "auto":
         raise ValueError(f"--chat_format {config.chat_format} has no meaning for a raw prompt")
     asked = "none" if task.raw else config.chat_format
-    found, reason = detect_chat_format(config.model, tokenizer, asked, config.adapter)
+    tokenizer, found, reason = read_formats(config.model, config.adapter, asked)
     print(f"chat format: {found.name} ({'a text to be continued' if task.raw else reason})")
-    return found
+    return tokenizer, found
 
 
 def read_completions(path: Path, problems: int, stop: Sequence[str]) -> list[list[str]]:

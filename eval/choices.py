@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.chat import ChatFormat, detect_chat_format, encode_completions, encode_prompts
+from data.chat import ChatFormat, encode_completions, encode_prompts
+from data.formats import read_formats
 from data.rows import read_rows
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from eval.benchmark import tell_unused
 from eval.calibration import reliability_table
 from eval.results import Metrics, data_digest, read_baseline, report
@@ -259,10 +260,9 @@ class Forward:
 def choice_logps(config: ChoiceConfig, task: Task) -> list[Logps]:
     """Ask the model, into OUT/logps.jsonl; out: what was found for each problem, on rank 0."""
     device, dtype = choose_device(config.device, config.dtype)
-    tokenizer = load_tokenizer(config.model)
     chat = config.prompt_style == "chat"
     asked = config.chat_format if chat else "none"
-    chat_format, reason = detect_chat_format(config.model, tokenizer, asked, config.adapter)
+    tokenizer, chat_format, reason = read_formats(config.model, config.adapter, asked)
     print(f"chat format: {chat_format.name} ({reason if chat else 'a text to be continued'})")
     model = load_policy(config.model, config.adapter, dtype, device, config.shard)
     positions = model.config.max_position_embeddings

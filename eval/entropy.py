@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.chat import detect_chat_format, encode_completions, encode_prompts
+from data.chat import encode_completions, encode_prompts
+from data.formats import read_formats
 from data.prompts import row_prompt, with_system
 from data.rows import read_rows
-from data.tokenizer import load_tokenizer
 from model.generate import check_ids
 from model.logps import TokenStats
 from model.reference import hash_weights
@@ -46,8 +46,7 @@ def encode_rows(
                 f"{row['where']}: --model and --reference need the `prompt` of every row, as "
                 "sample.py --out writes it"
             )
-    tokenizer = load_tokenizer(folder)
-    found, reason = detect_chat_format(folder, tokenizer, chat_format, adapter)
+    tokenizer, found, reason = read_formats(folder, adapter, chat_format)
     print(f"{folder}: chat format {found.name} ({reason})")
     messages = [with_system(row_prompt(row, row["where"]), system).messages for row in rows]
     prompts, completions = encode_prompts(messages, found, tokenizer), []

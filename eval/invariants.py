@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from data.chat import CHAT_FORMATS, detect_chat_format, read_template, recognise_template
+from data.chat import CHAT_FORMATS, read_template, recognise_template
+from data.formats import read_formats, tokenizer_folder
 from data.pairs import Pair, TokenPair, length_limits, read_pairs, tokenize_pairs
-from data.tokenizer import load_tokenizer
 from eval.audit_terms import Objective
 from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
@@ -147,10 +147,10 @@ def unreadable(name: str, error: Exception) -> Finding:
 
 def load_texts(config: CheckConfig) -> Texts:
     """The pairs as texts and as ids. Raises what the readers raise, with the file:line to mend."""
-    source = config.tokenizer or config.model
+    source = config.tokenizer or tokenizer_folder(config.model, config.adapter)
     model_config = read_model_config(config.model)
-    tokenizer = load_tokenizer(source)
-    chat_format, reason = detect_chat_format(source, tokenizer, config.chat_format, config.adapter)
+    asked = config.model, config.adapter, config.chat_format, source
+    tokenizer, chat_format, reason = read_formats(*asked)
     print(f"chat format: {chat_format.name} ({reason})")
     eval_data = config.eval_data
     if eval_data is None and config.data == (EMBEDDED,):

@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.chat import detect_chat_format, encode_prompts
+from data.chat import encode_prompts
+from data.formats import read_formats
 from data.rows import check_text, read_rows
-from data.tokenizer import load_tokenizer
 from eval.answers import vote
 from eval.benchmark import BenchmarkConfig, Task, check_config, read_problems, run_benchmark
 from eval.results import Metrics
@@ -130,9 +130,8 @@ def fit_prompts(
     Room is --max_new_tokens, but no more than half of the model's positions: the authors give 2048
     of 4096 to either.
     """
-    tokenizer = load_tokenizer(config.model)
     asked = "none" if config.prompt_style == "text" else config.chat_format
-    chat_format, _ = detect_chat_format(config.model, tokenizer, asked, config.adapter)
+    tokenizer, chat_format, _ = read_formats(config.model, config.adapter, asked)
     positions = read_model_config(config.model).max_position_embeddings
     room = positions - min(config.max_new_tokens, positions // 2)
     prompts = [build_prompt(problem, shots) for problem in problems]

@@ -13,7 +13,8 @@ the loss over all policies has, between the two, the log-odds
 with the coefficients of the run's objective, read from the config.json of --adapter. Label
 smoothing draws p_hat towards 1/2. Other objectives than dpo, spl and h_dpo have no such line here,
 nor has a run with --sft_weight, or a question whose labels all agree. p_hat is that of the data
-file, or, with --pairs, counted in the pairs of a run as it split and flipped them.
+file, or, with --pairs, counted in the pairs of a run as it split and flipped them; without them a
+run that flipped labels has none.
 
 Log-probabilities are exact sums over tokens, the end of turn included. Of questions, with
 intervals over them:
@@ -36,10 +37,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.chat import detect_chat_format, encode_completions, encode_prompts
+from data.chat import encode_completions, encode_prompts
+from data.formats import read_formats
 from data.labels import read_opinions, sigmoid
 from data.pairs import read_split
-from data.tokenizer import load_tokenizer
 from eval.results import Metrics, Statistic, data_digest, read_baseline, report
 from model import parallel
 from model.adapter import load_policy
@@ -84,7 +85,9 @@ def main() -> None:
     if config.pairs:
         rows = count_labels(rows, config.pairs, run)
     elif run.get("label_noise"):
-        raise ValueError(f"{config.adapter} flipped labels: pass its data as --pairs to count them")
+        print(f"{config.adapter} flipped labels, and theory goes by them: "
+              "none without its data as --pairs")  # fmt: skip
+        rows = [{**row, "first_preferred": 0, "labels": 0} for row in rows]
     reference, policy = score_answers(config, rows, run)
     found = enumerate(zip(rows, reference, policy, strict=True))
     items = [{"index": i} | make_item(*one, run) for i, one in found]
@@ -157,8 +160,8 @@ def count_labels(rows: Sequence[Row], files: Sequence[str], run: Mapping) -> lis
 def score_answers(config: OpinionsConfig, rows: Sequence[Row], run: Mapping) -> tuple[Pairs, Pairs]:
     """Log-probabilities of the two answers of each question, under the reference and the policy."""
     device, dtype = choose_device(config.device, config.dtype)
-    tokenizer = load_tokenizer(config.model)
-    found, reason = detect_chat_format(config.model, tokenizer, config.chat_format, config.adapter)
+    asked = config.model, config.adapter, config.chat_format
+    tokenizer, found, reason = read_formats(*asked)
     print(f"chat format: {found.name} ({reason})")
     prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     texts = [answer for row in rows for answer in row["answers"]]

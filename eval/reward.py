@@ -41,13 +41,13 @@ from data.chat import (
     CHAT_FORMATS,
     ChatFormat,
     bos_length,
-    detect_chat_format,
     encode_completions,
     encode_prompts,
 )
+from data.formats import read_formats
 from data.pairs import truncate
 from data.rows import read_rows
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from eval.metrics import pass_values, powers_of_two
 from eval.results import Metrics, data_digest, read_baseline, read_results, report
 from eval.reward_rows import NUMBERS, Row, add_verdicts, pair_rows, read_samples
@@ -84,9 +84,8 @@ class RewardConfig:
 def main() -> None:
     config = parse_config(RewardConfig)
     check_config(config)
-    tokenizer = load_tokenizer(config.reward_model)
-    asked = config.chat_format, config.reward_adapter
-    chat_format, reason = detect_chat_format(config.reward_model, tokenizer, *asked)
+    asked = config.reward_model, config.reward_adapter, config.chat_format
+    tokenizer, chat_format, reason = read_formats(*asked)
     print(f"chat format: {chat_format.name} ({reason})")
     rows, data = gather_rows(config, chat_format)
     pairs = config.samples is None

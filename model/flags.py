@@ -22,7 +22,8 @@ CHOICES = {
 AT_LEAST_ONE = ("batch_size", "micro_batch_tokens", "epochs", "max_steps", "max_length",
                 "max_prompt_length", "head_workspace_mib", "replicas", "world_size")  # fmt: skip
 AT_LEAST_ZERO = ("warmup_steps", "eval_every", "save_every", "sample_prompts", "seed", "lora_rank",
-                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep")  # fmt: skip
+                 "max_grad_norm", "weight_decay", "sft_weight", "keep_every", "keep",
+                 "eval_pairs")  # fmt: skip
 ABOVE_ZERO = ("alpha", "beta", "learning_rate", "lora_alpha")
 SHARES = ("label_noise", "eval_fraction", "lora_dropout")
 UNUSED = {  # flags that an objective gives no meaning to, and why

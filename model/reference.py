@@ -49,6 +49,18 @@ def cached_reference_logps(
         cached = sum_over_ranks(torch.zeros(len(pairs), 2) if cached is None else cached)
         print(f"reference: {len(pairs)} pairs read from {file}")
         return cached
+    logps = compute_reference_logps(model, pairs, batches, device)
+    if is_main():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors({"logps": logps}, file, {"key": key, "sha256": digest_of(logps)})
+    print(f"reference: {len(pairs)} pairs cached in {file}")
+    return logps
+
+
+def compute_reference_logps(
+    model: Transformer, pairs: Sequence[Any], batches: Iterable[Any], device: str
+) -> Tensor:
+    """(N, 2) chosen and rejected logps of every pair; batches: see `cached_reference_logps`."""
     logps, times = torch.zeros(len(pairs), 2), torch.zeros(len(pairs))
     bar = tqdm(batches, desc="reference", unit="batch", leave=False, disable=not is_main())
     for batch in bar:
@@ -64,10 +76,6 @@ def cached_reference_logps(
             f"the reference policy gives {len(bad)} pairs no finite log-probability, "
             f"the first is {pairs[bad[0]].source}; are the weights broken?"
         )
-    if is_main():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors({"logps": logps}, file, {"key": key, "sha256": digest_of(logps)})
-    print(f"reference: {len(pairs)} pairs cached in {file}")
     return logps
 
 

@@ -155,7 +155,7 @@ def test_a_flipped_adapter_is_refused_or_changes_one_number(folder):
     the numbers it loads, and one number is another one."""
     config = settings(folder, max_steps=1)
     policy, _ = run(config, pairs_of())
-    train.save_policy(config, policy, None, folder / "run")
+    train.save_policy(config, policy, None, None, folder / "run")
     file = folder / "run" / "adapter_model.safetensors"
     content = file.read_bytes()
     before = {name: values.clone() for name, values in load_file(file).items()}
@@ -313,17 +313,25 @@ def test_a_reference_that_is_no_number_is_not_cached(folder):
 
 
 def test_a_held_out_loss_that_is_no_number_stops_before_the_first_step(folder):
-    """Token 13 is NaN; the training pairs are those without it, the held-out ones those with it."""
+    """Token 13 is NaN; the training pairs are those without it, the held-out ones those with it.
+
+    A NaN in the base is said of the reference, one in the adapter of the policy.
+    """
     config = settings(folder)
-    model = train.build_policy(config, torch.float32, "cpu")
-    with torch.no_grad():
-        model.embed_tokens.weight[13] = math.nan
-    (folder / "run").mkdir()
     good, bad = [], []
     for pair in pairs_of():
         hit = 13 in [*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids]
         (bad if hit else good).append(pair)
     assert len(good) == len(bad) == 5
+    (folder / "run").mkdir()
+    model = train.build_policy(config, torch.float32, "cpu")
+    with torch.no_grad():
+        model.embed_tokens.weight[13] = math.nan
+    with pytest.raises(ValueError, match=r"the reference policy gives 5 pairs no finite log-prob"):
+        train.train(config, model, good, bad, folder / "run", "cpu")
+    model = train.build_policy(config, torch.float32, "cpu")
+    with torch.no_grad():
+        model.layers[0].self_attn.q_proj.lora_B.fill_(math.nan)
     with pytest.raises(ValueError, match=r"held-out loss nan after step 0; 5 pairs: .*made:\d"):
         train.train(config, model, good, bad, folder / "run", "cpu")
     assert (folder / "run" / "metrics.jsonl").read_text() == ""  # NaN is no JSON

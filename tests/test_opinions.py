@@ -254,13 +254,23 @@ def test_the_order_of_the_answers_does_not_matter() -> None:
             assert values[name].compute(values[name].rows) == pytest.approx(0.8)
 
 
+def test_a_run_that_flipped_labels_has_no_theory_without_its_pairs(
+    tmp_path, measure, capsys
+) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", ROWS)
+    runs = make_run(tmp_path / "plain", 2), make_run(tmp_path / "run", 2, label_noise=0.1)
+    plain, flipped = (measure("--adapter", run, "--data", data)[1]["metrics"] for run in runs)
+    assert "none without its data as --pairs" in capsys.readouterr().out
+    assert plain.keys() - flipped.keys() == {"log_odds_error", "slope", "correlation"}
+    assert all(flipped[name] == plain[name] for name in flipped)
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
         ({"p": 1.5}, {}, "d.jsonl:1: p: expected a share in [0, 1], got 1.5"),
         ({"answers": ["Tea"]}, {}, "d.jsonl:1: answers: expected two texts"),
         ({}, {"alpha": "x"}, "expected the run of a policy, which says its alpha"),
-        ({}, {"label_noise": 0.1}, "flipped labels: pass its data as --pairs"),
     ],
 )
 def test_mistakes_are_named(row, settings, message, tmp_path, measure) -> None:

@@ -26,6 +26,8 @@ from data.pairs import (
 )
 from data.tokenizer import Tokenizer, load_tokenizer
 
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
+
 
 def user(text: str) -> dict:
     return {"role": "user", "content": text}
@@ -420,6 +422,36 @@ def test_labels_are_flipped_in_training_alone(tmp_path: Path) -> None:
     plain = read_pairs(file, "dpo")
     assert [(p.chosen, p.rejected) for p in pairs] == [(p.rejected, p.chosen) for p in plain]
     assert held_out == plain
+
+
+def test_evaluations_look_at_some_held_out_pairs_the_same_ones_each_time(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "good", "rejected": "bad"} for i in range(40)]
+    file = write_rows(tmp_path / "a.jsonl", *rows)
+    plain = read_pairs(file, "dpo")
+    some = [read_split(file, (file,), 0.05, 0.0, "dpo", seed, 15)[1] for seed in (0, 0, 1)]
+    assert len(some[0]) == 15 and some[0] == some[1] != some[2]
+    assert some[0] == [pair for pair in plain if pair in some[0]]  # in their order
+    for limit in (0, 40, 100):
+        pairs, held_out = read_split(file, (file,), 0.05, 0.0, "dpo", 0, limit)
+        assert pairs == held_out == plain
+
+
+def test_texts_that_spell_a_special_token_are_counted(tmp_path: Path) -> None:
+    """Of four rows one has </s> in a prompt and one <s> in a reply: text, and worth a word."""
+    rows = [
+        {"prompt": "a?", "chosen": "good", "rejected": "bad"},
+        {"prompt": "b</s>?", "chosen": "good", "rejected": "bad"},
+        {"prompt": "c?", "chosen": "good", "rejected": "<s>bad"},
+        {"prompt": "d?", "chosen": "x < y", "rejected": "s> y"},
+    ]
+    file = write_rows(tmp_path / "a.jsonl", *rows)
+    tokenizer, lines = load_tokenizer(TINY), []
+    chat_format = bind_tokens(CHAT_FORMATS["plain"], tokenizer)
+    tokenize_pairs(read_pairs(file, "dpo"), tokenizer, chat_format, 99, 50, log=lines.append)
+    (line,) = [line for line in lines if "spell" in line]
+    assert f"2 rows spell a special token, the first is {file}:2 with </s>" in line
+    tokenize_pairs(read_pairs(file, "dpo")[:1], tokenizer, chat_format, 99, 50, log=lines.append)
+    assert sum("spell" in line for line in lines) == 1
 
 
 def test_a_conversation_and_what_goes_on_with_it_are_on_one_side(tmp_path: Path) -> None:

@@ -352,20 +352,20 @@ def test_a_run_goes_on_from_an_adapter_with_its_head(folder):
     adapter of a language model brings no head."""
     first = reward_settings(folder, out_dir=str(folder / "first"))
     model, _ = run(first, pairs_of())
-    train.save_policy(first, model, None, folder / "first")
+    train.save_policy(first, model, None, None, folder / "first")
     second = reward_settings(folder, adapter=str(folder / "first"), out_dir=str(folder / "second"))
     batch = pack_pairs(pairs_of(), list(range(10)))
     with torch.no_grad():
         before = train.build_policy(second, torch.float32, "cpu")(batch=batch)
         torch.testing.assert_close(before, model(batch=batch), rtol=1e-4, atol=1e-5)
     model, _ = run(second, pairs_of())
-    train.save_policy(second, model, None, folder / "second")
+    train.save_policy(second, model, None, None, folder / "second")
     with torch.no_grad():
         again = load_reward(folder / "model", folder / "second")(batch=batch)
         torch.testing.assert_close(again, model(batch=batch), rtol=1e-4, atol=1e-5)
         assert (again - before).abs().max() > 1e-3
     policy, _ = run(settings(folder, out_dir=str(folder / "dpo")), pairs_of())
-    train.save_policy(settings(folder), policy, None, folder / "dpo")
+    train.save_policy(settings(folder), policy, None, None, folder / "dpo")
     third = reward_settings(folder, adapter=str(folder / "dpo"))
     assert not train.build_policy(third, torch.float32, "cpu").score.weight.any()
 

@@ -27,6 +27,7 @@ from model.checkpoint import load_model
 from model.config import parse_config
 from model.flags import check_flags
 from model.logbook import read_records
+from model.objective import WITH_ALPHA
 from model.run import write_run_config
 from tests.conftest import ROOT
 from tests.test_transformer import random_pairs, save_witness
@@ -54,7 +55,10 @@ def settings(folder: Path, **changes) -> TrainConfig:
         "eval_every": 0,
         "save_every": 2,
     }
-    config = TrainConfig(**{**fields, **changes})
+    fields |= changes
+    if fields["objective"] in WITH_ALPHA:
+        fields = {"alpha": 0.12} | fields
+    config = TrainConfig(**fields)
     check_flags(config)
     return config
 
@@ -203,6 +207,38 @@ def test_weight_decay_of_one_step_by_hand(folder):
             torch.testing.assert_close(made[1][name], 0.99 * plain)
 
 
+def test_weight_decay_leaves_the_norms_alone(folder):
+    """SFT on one token whose gradient is tiny beside the decay: matrices shrink, norms do not."""
+    made = []
+    for decay in (0.0, 1.0):
+        changes = {"max_steps": 1, "warmup_steps": 0, "schedule": "constant", "objective": "sft"}
+        changes |= {"weight_decay": decay, "out_dir": str(folder / str(decay)), "lora_rank": 0}
+        config = settings(folder, **changes)
+        made.append(trained(run(config, without_rejected(pairs_of()))[0]))
+    start = trained(build_policy(config, torch.float32, "cpu"))
+    for name, plain in made[0].items():
+        expected = plain if plain.dim() == 1 else plain - 0.01 * start[name]
+        torch.testing.assert_close(made[1][name], expected, msg=name)
+
+
+def test_the_reference_of_held_out_pairs_is_computed_once(folder, monkeypatch):
+    """5 steps of one micro-batch each, six evaluations: the loop asks for the batches' alone."""
+    asked, real = [], train.reference_logps
+    monkeypatch.setattr(train, "reference_logps", lambda *a: asked.append(a) or real(*a))
+    config = settings(folder, eval_every=1)
+    _, records = run(config, pairs_of(), pairs_of(6, seed=1))
+    assert len(asked) == 5
+    evaluated = [r["eval/terms/reference"] for r in records if "eval/loss" in r]
+    assert len(evaluated) == 6 and len(set(evaluated)) == 1
+
+
+def test_a_run_that_ends_within_its_warm_up_says_so(folder, capsys):
+    run(settings(folder, warmup_steps=6), pairs_of())
+    assert "5 steps end within its --warmup_steps 6" in capsys.readouterr().out
+    run(settings(folder, warmup_steps=5, out_dir=str(folder / "b")), pairs_of())
+    assert "warmup" not in capsys.readouterr().out
+
+
 def test_held_out_pairs_are_evaluated_without_dropout(folder):
     changes = {"objective": "sft", "lora_dropout": 0.5, "max_steps": 3}
     held_out = without_rejected(pairs_of(6, seed=1))
@@ -298,14 +334,14 @@ def test_an_adapter_to_start_from_is_the_reference(folder):
     saved in the end is one adapter of the original base."""
     first = settings(folder, out_dir=str(folder / "first"))
     one, _ = run(first, pairs_of())
-    train.save_policy(first, one, None, folder / "first")
+    train.save_policy(first, one, None, None, folder / "first")
     second = settings(folder, out_dir=str(folder / "second"), adapter=str(folder / "first"))
     two, records = run(second, pairs_of(), pairs_of())
     assert records[0]["eval/rewards/margins"] == 0
     assert records[0]["eval/logps/chosen"] != pytest.approx(
         load_and_score(folder / "model", None), rel=1e-4
     )
-    train.save_policy(second, two, None, folder / "second")
+    train.save_policy(second, two, None, None, folder / "second")
     assert records[-1]["eval/logps/chosen"] == pytest.approx(
         load_and_score(folder / "model", folder / "second"), rel=1e-4
     )
