@@ -19,7 +19,7 @@ Segment = tuple[int, int, int, int]  # queries [start, stop) continue the prefix
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs in one row of T tokens, C of them predicted. For sft there is no rejected half."""
+    """B pairs in one row of T tokens, C of them predicted; of sft all rejected have length 0."""
 
     input_ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, the rejected completion restarts at the prompt's end

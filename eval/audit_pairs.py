@@ -165,7 +165,7 @@ def show_pair(
         shown[side] = spell.all(ids) | {name: v.tolist() for name, v in columns.items()}
         shown[side]["likeliest"] = spell.all(own.likeliest.tolist())["tokens"]
         shown[side]["truncated"] = (pair.source, side) in cut
-    return shown | {"closing": close(objective, chain, *parts)}
+    return shown | {"closing": close(chain, *parts)}
 
 
 class Speller:

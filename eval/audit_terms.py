@@ -160,7 +160,6 @@ def shares(objective: Objective, sign: int, policy: Tensor, reference: Tensor) -
 
 
 def close(
-    objective: Objective,
     chain: dict[str, float],
     chosen: dict[str, Tensor],
     rejected: dict[str, Tensor],

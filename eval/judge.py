@@ -12,7 +12,6 @@ elsewhere need `index` and `text`; those with a `question` have to be of the sam
 whose chat format has no system message finds the instructions at the top of the user's.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from data.rows import check_text, read_rows
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.benchmark import read_completions
 from eval.endpoint import Endpoint, Reply, ask_many, check_key, check_url
-from eval.results import Metrics, read_baseline, read_results, report
+from eval.results import Metrics, json_digest, read_baseline, read_results, report
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
@@ -163,11 +162,6 @@ def show_dialogue(messages: Question) -> str:
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages)
 
 
-def digest(value: object) -> str:
-    """SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
 def write_questions(out: Path, questions: Sequence[Question]) -> None:
     """questions.jsonl; by the first rank alone."""
     if not parallel.is_main():
@@ -211,7 +205,10 @@ def read_judgements(path: Path, questions: Sequence[Question]) -> list[dict]:
         if type(index) is not int or index < 0 or index in found:
             raise ValueError(f"{where}: expected an index not yet seen, got {index!r}")
         text = check_text(row.get("text"), "text", where)
-        if index < len(questions) and row.get("question") not in (None, digest(questions[index])):
+        if index < len(questions) and row.get("question") not in (
+            None,
+            json_digest(questions[index]),
+        ):
             raise ValueError(f"{where}: the judgement of another question than is asked here")
         found[index] = {"text": text} | {key: row.get(key) for key in ("model", "finish_reason")}
     missing = [index for index in range(len(questions)) if index not in found]
@@ -295,7 +292,7 @@ def ask_remote(config: JudgeConfig, questions: Sequence[Question], out: Path) ->
         "judge_name": endpoint.name,
         "temperature": endpoint.temperature,
         "max_tokens": endpoint.max_tokens,
-        "questions": digest([list(question) for question in questions]),
+        "questions": json_digest([list(question) for question in questions]),
     }
 
     def make(own: list[int]) -> Iterator[tuple[int, dict]]:
@@ -331,7 +328,7 @@ def endpoint_of(config: JudgeConfig) -> Endpoint:
 
 def judgement_row(question: Question, reply: Reply) -> dict:
     return {
-        "question": digest(list(question)),
+        "question": json_digest(list(question)),
         "model": reply.model,
         "finish_reason": reply.finish_reason,
         "text": reply.text,

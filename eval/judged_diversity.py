@@ -26,14 +26,13 @@ from eval.judge import (
     JudgeConfig,
     check_baseline,
     check_config,
-    digest,
     judge,
     read_asked,
     read_instructions,
     read_problems,
     report_judged,
 )
-from eval.results import Metrics, data_digest
+from eval.results import Metrics, data_digest, json_digest
 from model import parallel
 from model.config import parse_config
 from model.run import run_main
@@ -129,7 +128,7 @@ def main() -> None:
         "n": len(sets[0]),
         "data_sha256": data_digest(config.data),
         "samples_sha256": data_digest(config.samples),
-        "instructions_sha256": digest(system),
+        "instructions_sha256": json_digest(system),
     }
     check_baseline(config, "judged_diversity", settings, len(problems), metric_values)
     prompts = [problem["prompt"] for problem in problems]

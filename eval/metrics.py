@@ -137,7 +137,6 @@ def wilson_interval(values: Sequence[float], z: float = 1.959963984540054) -> tu
 def paired_difference(
     values: Sequence[float] | Sequence[tuple[float, float]],
     baseline: Sequence[float] | Sequence[tuple[float, float]],
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """(difference of means, low, high) where both have one value for each of the same problems.
 
@@ -150,4 +149,4 @@ def paired_difference(
     if not np.array_equal(weights, others):
         raise ValueError("expected the same problems, got other weights")
     pairs = list(zip(ours - theirs, weights, strict=True))
-    return weighted_mean(pairs), *bootstrap_interval(pairs, seed=seed)
+    return weighted_mean(pairs), *bootstrap_interval(pairs)

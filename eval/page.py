@@ -94,9 +94,9 @@ def embed(name: str, data: Any) -> str:
     return f'<script type="application/json" id="{plain(name)}">{to_json(data)}</script>\n'
 
 
-def rounded(values: Iterable[float], digits: int = 6) -> list[float | str]:
-    """To so many significant digits; JSON has no NaN: what is not finite is text, "-inf"."""
-    return [float(f"{v:.{digits}g}") if math.isfinite(v) else str(float(v)) for v in values]
+def rounded(values: Iterable[float]) -> list[float | str]:
+    """To six significant digits; JSON has no NaN: what is not finite is text, "-inf"."""
+    return [float(f"{v:.6g}") if math.isfinite(v) else str(float(v)) for v in values]
 
 
 # ------------------------------------------------------------------------------------------------

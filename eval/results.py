@@ -179,6 +179,11 @@ def data_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def json_digest(value: object) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def write_results(
     out: Path, task: str, settings: Mapping, items: Sequence[Mapping], metrics: Mapping
 ) -> None:

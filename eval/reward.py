@@ -25,7 +25,6 @@ as in training. Rewards are written to OUT/rewards.jsonl as they are made, and t
 on after a kill.
 """
 
-import hashlib
 import json
 import math
 from bisect import bisect_left, bisect_right
@@ -49,7 +48,7 @@ from data.pairs import truncate
 from data.rows import read_rows
 from data.tokenizer import Tokenizer
 from eval.metrics import pass_values, powers_of_two
-from eval.results import Metrics, data_digest, read_baseline, read_results, report
+from eval.results import Metrics, data_digest, json_digest, read_baseline, read_results, report
 from eval.reward_rows import NUMBERS, Row, add_verdicts, pair_rows, read_samples
 from model import parallel
 from model.checkpoint import DTYPES
@@ -153,7 +152,7 @@ def gather_rows(config: RewardConfig, chat_format: ChatFormat) -> tuple[list[Row
         return pair_rows(config.data, chat_format, config.limit), data_digest(config.data)
     prompts = None if config.prompts is None else Path(config.prompts)
     rows = read_samples(Path(config.samples), prompts, chat_format, config.limit)
-    digest = hash_json([row.messages for row in rows])
+    digest = json_digest([row.messages for row in rows])
     return rows if config.items is None else add_verdicts(rows, Path(config.items)), digest
 
 
@@ -213,12 +212,8 @@ def write_rewards(
                 raise ValueError(f"{where}: rewards {rewards}; are the weights broken?")
             yield index, {"rewards": rewards}
 
-    settings = {"weights": weights, "tokens": hash_json(encoded)}
+    settings = {"weights": weights, "tokens": json_digest(encoded)}
     write_rows(rewards_file(config), settings, len(encoded), make, model)
-
-
-def hash_json(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def check_judge(folder: str, weights: str) -> None:

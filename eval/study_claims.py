@@ -108,7 +108,7 @@ def judge_claim(rows: Sequence[Row], claim: dict) -> Verdict:
     if rates := rates_note([row for row in own if row["cell"] in used]):
         notes.append(rates)
     if claim.get("needs_plateau") and (short := count_short(own, cells)):
-        notes.append(f"runs whose held-out loss was still falling: {short}")
+        notes.append(f"runs whose held-out loss had not settled: {short}")
     if 0 < seeds < claim["needs_seeds"]:
         notes.append(f"{seeds} of the {claim['needs_seeds']} seeds that a claim needs")
     verdict, enough = decide([test.outcome for test in tests]), seeds >= claim["needs_seeds"]
@@ -127,7 +127,7 @@ def decide(outcomes: Sequence[str]) -> str:
 
 
 def count_short(rows: Sequence[Row], cells: Sequence[str]) -> int:
-    """How many of the policies behind these cells had a held-out loss that still fell."""
+    """How many of the policies behind these cells had a held-out loss that had not settled."""
     used = {policy_of(row) for row in rows if row["cell"] in set(cells)}
     trained = [row for row in rows if row["kind"] == "train" and policy_of(row) in used]
     return sum(not row["plateau"] for row in trained)

@@ -212,7 +212,9 @@ def student(S: int) -> np.ndarray:
 
 
 def seed_and_problem_interval(values: Sequence[np.ndarray], confidence: float = 0.95) -> Interval:
-    """Of a mean; values: of each seed (P,) for the same problems, or a scalar."""
+    """Of a mean; values: of each seed (P,) for the same problems, drawn whatever their grades, or a
+    scalar.
+    """
     return interval(mean_numbers(values), confidence)
 
 

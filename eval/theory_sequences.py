@@ -71,12 +71,12 @@ def fresh_transformer(seed: int) -> Transformer:
     return model
 
 
-def sequence_logps(model: Transformer, prompt: Sequence[int] = PROMPT) -> Tensor:
-    """(256,) log pi(y | prompt); a forward over the 64 beginnings of three tokens has them all."""
+def sequence_logps(model: Transformer) -> Tensor:
+    """(256,) log pi(y | PROMPT); a forward over the 64 beginnings of three tokens has them all."""
     beginnings = all_sequences(LENGTH - 1)  # (64, 3)
-    prompts = torch.tensor([prompt]).expand(len(beginnings), -1)
+    prompts = torch.tensor([PROMPT]).expand(len(beginnings), -1)
     logits = model(torch.cat([prompts, beginnings], dim=1))  # (64, prompt + 3, V)
-    logps = logits[:, len(prompt) - 1 :].log_softmax(-1)  # (64, 4, V)
+    logps = logits[:, len(PROMPT) - 1 :].log_softmax(-1)  # (64, 4, V)
     before = logps[:, :-1].gather(2, beginnings[..., None]).sum((1, 2))  # (64,)
     return (before[:, None] + logps[:, -1]).flatten()  # (64, V) -> (256,)
 

@@ -50,14 +50,13 @@ from eval.judge import (
     JudgeConfig,
     check_baseline,
     check_config,
-    digest,
     judge,
     read_asked,
     read_instructions,
     read_problems,
     report_judged,
 )
-from eval.results import Metrics, Statistic, data_digest
+from eval.results import Metrics, Statistic, data_digest, json_digest
 from eval.style import STYLE, style_difference, style_of
 from model import parallel
 from model.config import parse_config
@@ -260,8 +259,8 @@ def main() -> None:
     settings = asdict(config) | {
         "data_sha256": data_digest(config.data),
         "samples_sha256": data_digest(config.samples),
-        "baseline_answers_sha256": digest(theirs),
-        "instructions_sha256": digest(systems),
+        "baseline_answers_sha256": json_digest(theirs),
+        "instructions_sha256": json_digest(systems),
     }
     check_baseline(config, "win_rate", settings, len(problems), metric_values)
     prompts = [problem["prompt"] for problem in problems]

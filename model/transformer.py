@@ -1,6 +1,6 @@
 """A decoder-only transformer: the Llama and Mistral architecture, with Hugging Face's names.
 
-One forward in three forms:
+One forward in four forms:
 
     model(input_ids (B, T))               -> logits (B, T, V)  the plain definition
     model(input_ids (B, T), cache=cache)  -> logits (B, V)     of the last position: generation,

@@ -118,7 +118,7 @@ def split_shares(objective: Objective, pair: int) -> tuple[dict, dict]:
 def test_shares_of_all_tokens_close(name):
     objective = Objective(name, 0.5, 0.25)
     for pair, chain in enumerate(chains(objective, POLICY, REFERENCE, LENGTHS)):
-        closing = close(objective, chain, *split_shares(objective, pair))
+        closing = close(chain, *split_shares(objective, pair))
         assert closing["closes"] and closing["residual"] < 1e-14
         assert closing["from_tokens"] == pytest.approx(chain["margin"], abs=1e-12)
 
@@ -133,7 +133,7 @@ def test_a_share_that_is_wrong_does_not_close(share, side):
         parts = split_shares(objective, 0)
         parts[side][share] = parts[side][share].clone()
         parts[side][share][0] += wrong
-        assert not close(objective, chain, *parts)["closes"]
+        assert not close(chain, *parts)["closes"]
 
 
 def test_what_cancels_near_the_reference_still_closes():
@@ -148,9 +148,9 @@ def test_what_cancels_near_the_reference_still_closes():
     exact = {name: sum(part[name].sum().item() for part in parts) for name in parts[0]}
     chain = {"terms/policy": exact["policy_share"], "terms/reference": exact["reference_share"],
              "margin": exact["margin_share"] + 1e-6}  # fmt: skip
-    assert close(objective, chain, *parts)["closes"]  # 1e-6 of 42
+    assert close(chain, *parts)["closes"]  # 1e-6 of 42
     chain["margin"] += 1e-2
-    assert not close(objective, chain, *parts)["closes"]
+    assert not close(chain, *parts)["closes"]
 
 
 def test_a_sign_that_is_wrong_does_not_close():
@@ -159,5 +159,5 @@ def test_a_sign_that_is_wrong_does_not_close():
     chosen, _ = split_shares(objective, 0)
     own = torch.tensor([-6.0 / 4] * 4, dtype=torch.float64)
     other = torch.tensor([-5.0 / 4] * 4, dtype=torch.float64)
-    assert close(objective, chain, chosen, shares(objective, -1, own, other))["closes"]
-    assert not close(objective, chain, chosen, shares(objective, 1, own, other))["closes"]
+    assert close(chain, chosen, shares(objective, -1, own, other))["closes"]
+    assert not close(chain, chosen, shares(objective, 1, own, other))["closes"]

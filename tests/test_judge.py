@@ -25,13 +25,13 @@ from eval.judge import (
     JudgeConfig,
     check_baseline,
     check_config,
-    digest,
     read_instructions,
     read_judgements,
     read_problems,
     report_judged,
     show_dialogue,
 )
+from eval.results import json_digest
 from tests.judge_server import MODEL, Answer, serve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def test_what_an_endpoint_leaves(config):
     asked = [{"index": i, "messages": question} for i, question in enumerate(QUESTIONS)]
     assert rows_of(config, "questions.jsonl") == asked
     assert rows_of(config, "judgements.jsonl") == [
-        {"index": i, "question": digest(question)} | judgement
+        {"index": i, "question": json_digest(question)} | judgement
         for i, (question, judgement) in enumerate(zip(QUESTIONS, judgements, strict=True))
     ]
 
@@ -355,7 +355,7 @@ def test_questions_stay_those_of_the_judgements(config):
 def test_a_file_of_judgements(config, tmp_path):
     """Made elsewhere: in any order, more than are asked for, with or without their question."""
     rows = [{"index": i, "text": str(i + 1)} for i in range(7)][::-1]
-    rows[3] |= {"question": digest(QUESTIONS[3]), "model": "m"}
+    rows[3] |= {"question": json_digest(QUESTIONS[3]), "model": "m"}
     file = write_jsonl(tmp_path / "judgements.jsonl", rows)
     judgements = judge.judge(replace(config, judge_name=None, judgements=file), QUESTIONS)
     assert texts(judgements) == SAID

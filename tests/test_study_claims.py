@@ -268,7 +268,7 @@ def test_runs_that_were_still_learning_are_counted() -> None:
         more = {"plateau": plateau, "learning_rate": rate}
         rows.append(row("spl", f"tau {tau:g}", seed, "train", **more, tau=tau, beta=0.1))
     found = judge(a_test(), rows=rows, needs_plateau=True)
-    assert found.note == "runs whose held-out loss was still falling: 1"
+    assert found.note == "runs whose held-out loss had not settled: 1"
     assert judge(a_test(), rows=rows).note == ""
 
 

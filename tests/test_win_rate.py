@@ -18,9 +18,8 @@ import pytest
 
 from data.rows import read_rows
 from eval import results, win_rate
-from eval.judge import digest
 from eval.metrics import basic_interval
-from eval.results import summarize
+from eval.results import json_digest, summarize
 from eval.win_rate import (
     CRITERIA,
     OPENING,
@@ -331,8 +330,8 @@ def test_settings_say_what_was_judged_and_by_whom(monkeypatch, tmp_path, files):
     judged(monkeypatch, tmp_path / "out", files, longer_wins, judge_prompt=prompt)
     settings = json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]
     assert settings["judges"] == ["scripted-judge-1"] and settings["left_out"] == 0
-    assert settings["baseline_answers_sha256"] == digest(["bbbb"] * 5)
-    assert settings["instructions_sha256"] == digest(["Mine. [[A>B]]"] * 5)
+    assert settings["baseline_answers_sha256"] == json_digest(["bbbb"] * 5)
+    assert settings["instructions_sha256"] == json_digest(["Mine. [[A>B]]"] * 5)
     rows = rows_of(tmp_path / "out" / "questions.jsonl")
     assert {row["messages"][0]["content"] for row in rows} == {"Mine. [[A>B]]"} and len(rows) == 10
 
