@@ -32,7 +32,7 @@ OUT/frontier.json, and the tables, have
     dominates      the share of draws in which each point of the other family is dominated by one of
                    this family, or equalled; `dominated`: the other way around
 
-and OUT/frontier.png and .svg are the picture (needs matplotlib).
+and OUT/frontier.png and .svg are the picture (where matplotlib is there).
 """
 
 import hashlib
@@ -102,7 +102,10 @@ def main() -> None:
     write_text(out / "frontier.json", json.dumps(result, indent=2) + "\n")
     print_tables(result)
     print(f"95% intervals; details in {out}")
-    save(draw_frontier(frontier), out / "frontier")
+    try:
+        save(draw_frontier(frontier), out / "frontier")
+    except ImportError as error:
+        print(f"no picture: {error}")
 
 
 # ------------------------------------------------------------------------------------------------
