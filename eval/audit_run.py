@@ -71,7 +71,7 @@ class Settings:
     data: tuple[str, ...] = ("data/tiny/train.jsonl",)
     eval_data: tuple[str, ...] | None = None
     eval_fraction: float = 0.05
-    eval_pairs: int = 0
+    eval_pairs: int = 1000
     label_noise: float = 0.0
     chat_format: str = "auto"
     max_length: int = 1024
