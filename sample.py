@@ -30,8 +30,8 @@ from typing import TextIO
 
 from torch import Tensor
 
-from data.chat import ChatFormat, Message, encode_prompt, mark_chat_format
-from data.formats import model_ids, read_formats
+from data.chat import ChatFormat, Message, encode_prompt
+from data.formats import mark_formats, model_ids, read_formats
 from data.prompts import Prompt, Replies, prompt_lines, read_prompts, text_prompt, with_system
 from data.tokenizer import REPLACEMENT, Tokenizer
 from model import parallel
@@ -86,7 +86,7 @@ def main() -> None:
         ids = model_ids(chat_format, tokenizer)
         save_model(model, config.merge_to, tokenizer.files, **ids)
         if parallel.is_main():
-            mark_chat_format(Path(config.merge_to), chat_format)
+            mark_formats(Path(config.merge_to), config.model, tokenizer, chat_format)
         parallel.note(f"merged model: {config.merge_to}")
     if prompts is None and config.merge_to is not None:
         return
