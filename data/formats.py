@@ -49,10 +49,11 @@ def read_formats(
 ) -> tuple[Tokenizer, ChatFormat, str]:
     """out: the tokenizer, the chat format, and why that one (see `detect_chat_format`).
 
-    tokenizer: its folder, where it is neither the model's nor the adapter's. Raises what
-    `load_tokenizer` and `detect_chat_format` raise.
+    tokenizer: its folder, or a file there, where it is neither the model's nor the adapter's.
+    Raises what `load_tokenizer` and `detect_chat_format` raise.
     """
     folder = Path(tokenizer or tokenizer_folder(model, adapter))
+    folder = folder.parent if folder.is_file() else folder
     loaded = load_tokenizer(folder)
     return loaded, *detect_chat_format(folder, loaded, chat_format, adapter)
 

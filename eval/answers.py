@@ -33,12 +33,13 @@ NUMBER = re.compile(
     rf"(?: ?/ ?(?P<divisor>[0-9][0-9,]*(?:\.[0-9]+)?))?"
 )
 FRAC = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+MIXED = re.compile(r"(?<![0-9.,])([0-9]{1,9})\s*\\[dt]?frac\{([0-9]{1,9})\}\{([0-9]{1,9})\}")
 SPACING = re.compile(r"\{,\}|\\[,!]")  # within a number of LaTeX: 1{,}000 and 1\,000
 WRAPPING = re.compile(r"(?:[\s*$=:]|\\boxed\s*\{|\\[(\[])*")  # before a number: **, \boxed{, \(
 HEADING = re.compile(r"[.):][\s*]+[^\W\d_]")  # behind one: 2. Subtract
 OPERATOR = r"[-+*/^\u2212\u00d7\u00f7]|x(?=[ \t]*[0-9(])|\\(?:times|cdot|div)(?![a-zA-Z])"
 EQUATION = re.compile(rf"(?:{OPERATOR}|[()$€£%0-9 \t]|[.,](?=[0-9]))*=")  # behind a number: + 6 =
-OPERATION = re.compile(rf"[ \t]*(?:{OPERATOR})[ \t]*[0-9(]")
+OPERATION = re.compile(rf"%?[ \t]*(?:{OPERATOR})[ \t]*(?:\\?[$€£])?[0-9(]")
 
 MARKERS = {
     "####": re.compile(r"####"),
@@ -68,17 +69,27 @@ def number_value(match: re.Match) -> Fraction | None:
 
 def plain(text: str) -> str:
     """The text with numbers of LaTeX as NUMBER knows them."""
-    return FRAC.sub(r"\1/\2", SPACING.sub("", text))
+    text = MIXED.sub(improper, SPACING.sub("", text))
+    return FRAC.sub(r"\1/\2", text)
+
+
+def improper(mixed: re.Match) -> str:
+    whole, above, below = map(int, mixed.groups())
+    return f"{whole * below + above}/{below}"
 
 
 def sum_value(text: str, match: re.Match) -> Fraction | None:
     """The value of a match of NUMBER, or of an equation that begins there: 18 of 12 + 6 = 18.
 
-    The value of an equation is the last of its sides that is a number: 18 = 3 * 6 too is 18.
+    Its value is the last of its sides that is a number, where its first side is none: 18 = 3 * 6 is
+    18 too, and so is 18 = 1.5 dozen.
     """
+    if not OPERATION.match(text, match.end()):
+        return number_value(match)
     last = match
     while match and (equation := EQUATION.match(text, match.end())):
-        match = NUMBER.match(text, WRAPPING.match(text, equation.end()).end())
+        behind = equation.end()
+        match = NUMBER.match(text, behind) or NUMBER.match(text, WRAPPING.match(text, behind).end())
         if match and not OPERATION.match(text, match.end()):
             last = match
     return number_value(last)

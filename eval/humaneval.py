@@ -112,8 +112,11 @@ FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
 
 
 def unindent(indent: str, block: str) -> str:
-    """The lines of a block without the white space that its fence has before it."""
-    return re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) if indent else block
+    """The lines of a block without its fence's white space, where all of them have it."""
+    lines = block.splitlines(keepends=True)
+    if not all(line.startswith(indent) for line in lines if line.strip()):
+        return block
+    return "".join(line.removeprefix(indent) for line in lines)
 
 
 def build_program(problem: Mapping[str, str], completion: str, style: str) -> str:

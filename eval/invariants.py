@@ -107,6 +107,7 @@ def check_config(config: CheckConfig, pairs_limit: int) -> None:
     expect(shorter, "max_prompt_length", f"less than --max_length {config.max_length}")
     if config.label_smoothing and config.objective == "ipo":
         raise ValueError("--label_smoothing has no meaning for ipo; use robust, dpo, spl or h_dpo")
+    fill_alpha(config.objective, config.alpha, config.beta)
     if pairs_limit < 1:
         raise ValueError(f"expected 1 or more pairs for the model to see, got {pairs_limit}")
 

@@ -128,10 +128,8 @@ def read_asked(path: Path, problems: Sequence[Mapping]) -> list[list[str]]:
     for where, row in read_rows(path):
         if row.get("prompt") is None or row["index"] >= len(problems):
             continue
-        ours, theirs = (
-            problems[row["index"]]["prompt"],
-            show_dialogue(row_prompt(row, where).messages),
-        )
+        ours = problems[row["index"]]["prompt"]
+        theirs = show_dialogue(row_prompt(row, where).messages)
         if ours != theirs:
             raise ValueError(
                 f"{where}: expected a completion of problem {row['index']}, {ours[:60]!r}, got one "

@@ -29,7 +29,8 @@ BOXED_WORD = re.compile(r"[^\s$]+")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 FINAL = re.compile(r"final answer is(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
-REASON = re.compile(r"[.;](?:\s|$)|,\s+(?:as|because|for|since|so|where|which)\b", re.IGNORECASE)
+STOP = r"(?<!\b[A-Z][a-z])(?<!\bMrs)\.(?=\s+[A-Z])"  # of a sentence, and not of Dr. Smith
+REASON = re.compile(rf"{STOP}|,\s+(?:as|because|for|since|so|where|which)\b")
 INSIDE = r"((?:[^$\\]|\\[^(\[]){1,500}?)"  # of maths: \$ is a dollar, and \( a new beginning
 MATHS = re.compile(rf"(?<!\\)(?:\$\${INSIDE}\$\$|\${INSIDE}\$|\\\({INSIDE}\\\)|\\\[{INSIDE}\\\])")
 JOINT = re.compile(r"\s*,?\s*(?:(?:and|or)\b)?\s*")  # between two answers
@@ -59,9 +60,9 @@ def last_boxed(text: str) -> str | None:
     for match in reversed(list(BOX.finditer(text))):
         start = match.end()
         if text[start : start + 1] != "{":
-            word = BOXED_WORD.match(text, start)
-            return word[0].rstrip(".,") if word else None
-        if start in pairs:
+            if word := BOXED_WORD.match(text, start):
+                return word[0].rstrip(".,")
+        elif start in pairs:
             return text[start + 1 : pairs[start]]
     return None
 
@@ -78,12 +79,27 @@ def first_maths(sentence: str) -> str | None:
     """The first maths and what is joined to it; None without any."""
     if (first := MATHS.search(sentence)) is None:
         return None
-    last = first
+    found, last = [first[first.lastindex].strip()], first
     while following := MATHS.match(sentence, JOINT.match(sentence, last.end()).end()):
+        other = following[following.lastindex].strip()
+        if left_side(other) != left_side(found[0]):
+            break  # a remark: n = 3, and n^2 = 9
+        if canonical(other) not in map(canonical, found):  # 1/2 or 0.5 is one answer
+            found.append(other)
         last = following
-    if last is first:
-        return first[first.lastindex].strip()
-    return sentence[first.start() : last.end()]
+    return ", ".join(found)
+
+
+def left_side(maths: str) -> str:
+    left, equals, _ = maths.partition("=")
+    return left.strip() if equals else ""
+
+
+def before_reason(sentence: str) -> str:
+    """The sentence up to its full stop or its reason, where something is left, brackets closed."""
+    cut = REASON.split(sentence, maxsplit=1)[0]
+    closed = all(cut.count(one) == cut.count(two) for one, two in ("()", "[]", "{}"))
+    return cut if closed and WORD.search(cut) else sentence
 
 
 def extract_answer(text: str) -> tuple[str | None, str | None]:
@@ -96,9 +112,9 @@ def extract_answer(text: str) -> tuple[str | None, str | None]:
     if (boxed := last_boxed(text)) is not None:
         return boxed, "boxed"
     for rule, pattern in (("final answer", FINAL), ("answer", ANSWER)):
-        answer = last_match(pattern, text).lstrip("*: ").rstrip("*:. ")
+        answer = last_match(pattern, text).lstrip("*:,; ").rstrip("*:. ")
         if WORD.search(answer):
-            return first_maths(answer) or REASON.split(answer, maxsplit=1)[0], rule
+            return first_maths(answer) or before_reason(answer), rule
     answer = last_match(MATHS, text)
     return (answer, "last maths") if WORD.search(answer) else (None, None)
 
@@ -115,7 +131,8 @@ UNITS = (
 FORMAT = r"text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname"
 POWER = r"(?:\^\{?[23]\}?)?"  # of a unit
 NOON = r"([apAP])\.?\s?[mM]\b\.?"  # before or after it
-FACTOR = r"(?:(?<=\\pi)|(?<=\))|(?<=(?<![a-zA-Z\\])[a-zA-Z]))"  # behind 2\pi, a bracket, a variable
+FACTOR = r"(?:(?<=\\pi)|(?<=\)))"  # before a unit: 2\pi, a bracket
+LETTER = r"(?<=(?<![a-zA-Z\\])[a-zA-Z])"  # and a variable, where the unit is a \text
 END = r"(?=[\s.]*(?:$|[,;)\]]|\\\}))"  # of an answer or of an element: 5 feet 3 inches is not 5 3
 
 
@@ -126,6 +143,8 @@ def compiled(*rewrites: tuple) -> list[tuple]:
 
 FORMATTING = compiled(
     (r"\u2212", "-"),
+    (r"(?<=[0-9]),\s*(?:\\[!,]\s*(?=[0-9]{3}(?![0-9]))|(?=000(?![0-9])))", ","),  # 10,\!000
+    (r"(?<=[0-9])\\[!,](?=[0-9])", ""),
     (r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~", " "),  # spaces, but not the row end \\
     (r"\\[bB]ig{1,2}[lrm]?(?![a-zA-Z])|\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -140,12 +159,13 @@ FORMATTING = compiled(
     (r"\\?[%$]|(?<!\\)\\[()\[\]]", ""),  # percent, dollars, the marks of maths: $, \( and \[
     (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ";"),
     (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{(?!\s*{NOON})[^{{}}]*\}}{POWER}{END}", ""),  # any unit
+    (rf"{LETTER}\s*\\(?:{FORMAT})\s*\{{(?:\s*(?:{UNITS})\b\.?)+\s*\}}{POWER}{END}", ""),
     (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
     (rf"(?<=[0-9}}])\s*{NOON}", lambda m: m[1].lower() + "m"),  # 3 p.m. is not 3 a.m.
     (rf"(?<=[0-9}}])(?:\s*(?:{UNITS})\b\.?{POWER})+{END}", ""),
     (rf"{FACTOR}(?:\s+(?:{UNITS})\b\.?{POWER})+{END}", ""),
     (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
-    (r"(?:(?<=[a-zA-Z0-9}])\s+|,\s*)(?:and|or)\s+(?=\S)", ";"),
+    (r"(?:(?<=[a-zA-Z0-9})\]])\s+|,\s*)(?:and|or)\s+(?=\S)", ";"),
 )
 GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|phi|omega"
 NAME = rf"(?:m?\\angle\s?)?[A-Z]{{1,3}}|[a-zA-Z]|\\(?:{GREEK})"  # of what is asked for: AB, x
@@ -292,16 +312,16 @@ def value_of(text: str, depth: int) -> Canonical:
     if value is not None:
         return value
     if depth == 0:
-        return text
+        return text.replace(";", ",")
     for parts in (split_top(text, r"\cup"), elements(text)):
         if len(parts) > 1:
             return set_of(value_of(part, depth - 1) for part in parts)
     if (found := brackets(text)) is None:
-        return text
+        return text.replace(";", ",")
     opening, inside, closing = found
-    parts = [value_of(part, depth - 1) for part in split_top(inside, ",", ";")]
     if opening == SET[0]:
-        return set_of(parts)
+        return set_of(value_of(part, depth - 1) for part in elements(inside))
+    parts = [value_of(part, depth - 1) for part in split_top(inside, ",", ";")]
     if len(parts) == 1 and (opening, closing) == ("(", ")"):
         return parts[0]  # a multiple choice (A), or a number in brackets
     return (opening, *parts, closing)

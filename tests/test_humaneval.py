@@ -67,6 +67,7 @@ def sandbox() -> Sandbox:
         (f"1. So:\n\n   ```python\n{indent(WHOLE, '   ')}   ```", "chat", HELPERS + WHOLE),
         (f"- so\n  ```\n{indent(BODY, '  ')}  ```", "chat", PROMPT + BODY),
         (f"So: ```python\n{WHOLE}```", "chat", HELPERS + WHOLE),
+        (f"  ```python\n{WHOLE}  ```", "chat", HELPERS + WHOLE + "  "),  # the fence alone
         (f"```python\nimport cmath\n\n{WHOLE}```", "chat", f"{HELPERS}import cmath\n\n{WHOLE}"),
         (f"```python\n{FUTURE}{WHOLE}```", "chat", FUTURE + HELPERS + WHOLE),
     ],

@@ -208,7 +208,7 @@ def test_weight_decay_of_one_step_by_hand(folder):
 
 
 def test_weight_decay_leaves_the_norms_alone(folder):
-    """SFT on one token whose gradient is tiny beside the decay: matrices shrink, norms do not."""
+    """AdamW's decay adds to the step, whatever the gradient: matrices shrink, norms do not."""
     made = []
     for decay in (0.0, 1.0):
         changes = {"max_steps": 1, "warmup_steps": 0, "schedule": "constant", "objective": "sft"}
