@@ -254,6 +254,9 @@ def measure(
                     warnings.simplefilter("ignore")
                     variant.forward(), variant.both()
             found = errors(variant, inputs, config.checked_rows)
+            first = [seconds_of(variant.forward, device)]
+            run = lambda v=variant, first=first: first.append(seconds_of(v.both, device))  # noqa: E731
+            found["extra_peak_bytes"] = extra_peak_memory(run, device)
         except Exception as error:  # compilers fail in many ways: said, and left out
             if name == "ours":
                 raise
@@ -261,9 +264,6 @@ def measure(
             inputs.hidden.grad = None
             continue
         results[name] = found
-        first = [seconds_of(variant.forward, device)]
-        run = lambda v=variant, first=first: first.append(seconds_of(v.both, device))  # noqa: E731
-        results[name]["extra_peak_bytes"] = extra_peak_memory(run, device)
         if sum(first) > config.patience:
             turns[name] = [tuple(first)]
 

@@ -569,8 +569,10 @@ def test_compute_sanitizer_finds_nothing(tool):
     if not shutil.which("compute-sanitizer"):
         pytest.skip("compute-sanitizer is not on the PATH")
     tests = ["-k", "129 or nan or alignment", str(Path(__file__))]
+    # a call of the driver that PyTorch makes to learn something may fail, and is no mistake
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    command += ["--report-api-errors", "no"] if tool == "memcheck" else []
     command += [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.search(r"\d passed", done.stdout), done.stdout[-3000:]

@@ -346,9 +346,9 @@ def test_two_nodes_of_two_ranks(one, namespaces):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [LORA, FULL], ids=["lora", "full"])
-def test_one_rank_of_nccl_is_one_process(one, options, tmp_path):
+def test_one_rank_of_nccl_is_one_process(folder, options, tmp_path):
     for name, run in (("plain", run_alone), ("rank", lambda jobs, to: launch(1, jobs, to))):
-        words = flags(one, name, **{**options, "device": "cuda", "dtype": "float32"})
+        words = flags(folder, name, **{**options, "device": "cuda", "dtype": "float32"})
         words[words.index("--out_dir") + 1] = tmp_path / name
         succeed(run([words], tmp_path))
     assert_same_records(tmp_path / "plain", tmp_path / "rank")
