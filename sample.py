@@ -163,11 +163,13 @@ def gather_prompts(config: SampleConfig) -> list[Prompt] | None:
         prompts = [text_prompt(config.prompt, "--prompt")]
     elif config.prompts is not None:
         prompts = read_prompts(Path(config.prompts))
-    elif config.merge_to is not None or sys.stdin.isatty():
+    elif config.merge_to is not None or sys.stdin is None or sys.stdin.isatty():
         if config.out is not None or config.n != 1:
             raise ValueError("--out and --n need prompts; pass --prompt or --prompts")
         return None
     else:
+        if parallel.world_size() > 1:
+            raise ValueError("ranks share one standard input; pass --prompts FILE under torchrun")
         prompts = prompt_lines(sys.stdin.buffer.read(), "standard input")
         if not prompts:
             raise ValueError("standard input has no prompt; pass --prompt, --prompts or a line")

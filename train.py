@@ -88,6 +88,8 @@ from model.run import (
 )
 from model.sampling import completion_seeds
 from model.training_state import (
+    FREE,
+    ROUNDING,
     flush,
     load_training_state,
     refuse_other_run,
@@ -349,6 +351,7 @@ def train(
         "dtype in use": str(model.dtype),
         "kind of device": torch.cuda.get_device_name(device) if "cuda" in device else device,
     }
+    parallel.same_on_all({k: v for k, v in identity.items() if k not in (*FREE, *ROUNDING)})
     resumes, inexact = config.resume or parallel.restarts(), config.inexact_resume
     if resumes:
         refuse_other_run(out_dir, identity, inexact)

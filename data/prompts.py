@@ -105,7 +105,9 @@ class Replies:
         """What a completion says: without its end-of-turn token, cut before a stop text."""
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
-        return cut_at_stop(completion_text(ids, self.chat_format, self.tokenizer), self.stop)
+        return reply_text(
+            cut_at_stop(self.tokenizer.decode_continuation(ids), self.stop), self.chat_format
+        )
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -115,6 +117,10 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 
 def completion_text(ids: Sequence[int], chat_format: ChatFormat, tokenizer: Tokenizer) -> str:
     """The reply that `encode_completion` made these ids of, its end-of-turn token left out."""
-    text = tokenizer.decode_continuation(ids)
-    text = text.removeprefix(chat_format.before).removesuffix(chat_format.after)
+    return reply_text(tokenizer.decode_continuation(ids), chat_format)
+
+
+def reply_text(written: str, chat_format: ChatFormat) -> str:
+    """A reply as it is written in a format -> what it says."""
+    text = written.removeprefix(chat_format.before).removesuffix(chat_format.after)
     return text.strip() if chat_format.strip else text

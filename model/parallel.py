@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ def init_distributed() -> None:
     store, number, size = next(dist.rendezvous("env://"))
     # torchrun keeps its store when it starts the ranks again: those of before are not to be found
     store = dist.PrefixStore(f"start-{restarts()}", store)
-    dist.init_process_group(backends(), store=store, rank=number, world_size=size)
+    # a rank may sample for hours while another has no prompt left; one that dies ends the others
+    limits = {"store": store, "rank": number, "world_size": size, "timeout": timedelta(days=2)}
+    dist.init_process_group(backends(), **limits)
     if rank():
         sys.stdout = open(os.devnull, "w")
 
@@ -172,6 +175,23 @@ def gather_json(value: Any) -> list[Any]:
     received = [torch.empty_like(sent) for _ in range(world_size())]
     dist.all_gather(received, sent)
     return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in received]
+
+
+def same_on_all(settings: Mapping[str, Any]) -> None:
+    """ValueError, on every rank, naming what the settings of one rank have otherwise than rank 0's.
+
+    Ranks that were started with other flags, or read other files, would each do their share of
+    another thing.
+    """
+    first, *others = gather_json(dict(settings))
+    for number, other in enumerate(others, start=1):
+        differ = sorted(k for k in {*first, *other} if first.get(k) != other.get(k))
+        if differ:
+            said = "; ".join(f"{k} {first.get(k)!r} and {other.get(k)!r}" for k in differ)
+            raise ValueError(
+                f"ranks 0 and {number} do not run the same: {said}; start every rank with the same "
+                "flags, and give them the same files"
+            )
 
 
 def share(count: int) -> range:

@@ -114,6 +114,7 @@ def part_files(out: Path) -> list[Path]:
 
 def take_up(out: Path, settings: Mapping[str, Any], count: int) -> set[int]:
     """The indices of the rows that are there already, on every rank the same."""
+    parallel.same_on_all(settings)
     done: list[int] = []
     if parallel.is_main():
         if out.exists() or settings_file(out).exists() or part_files(out):

@@ -16,6 +16,9 @@ BLOCK = 256  # tokens whose weights are summed together
 CACHED = 2**18  # logits at a time on a CPU: what is made of them stays in its cache
 
 
+LEAST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a token is drawn; the options apply in this order, each to what the last one left."""
@@ -26,8 +29,11 @@ class Sampling:
     min_p: float = 0.0  # keep tokens at least this times as probable as the first; 0 keeps all
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"--temperature expects 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"--temperature expects 0 (the most probable token) or {LEAST_TEMPERATURE:g} and "
+                f"more, got {self.temperature}"
+            )
         if self.top_k < 0:
             raise ValueError(f"--top_k expects 0 (all tokens) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:

@@ -5,6 +5,7 @@ pytest tests/test_parallel.py
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,18 @@ def test_one_rank_of_nccl_is_one_process(folder, options, tmp_path):
         words[words.index("--out_dir") + 1] = tmp_path / name
         succeed(run([words], tmp_path))
     assert_same_records(tmp_path / "plain", tmp_path / "rank")
+
+
+def test_ranks_that_do_not_run_the_same_are_told_apart(folder, tmp_path):
+    """The flags of the second differ, as where a command is typed once for each node."""
+    words = [sys.executable, str(ROOT / "train.py"), *map(str, flags(folder, "mixed", **LORA)[1:])]
+    words[words.index("--out_dir") + 1] = str(tmp_path / "mixed")
+    each = f"exec {shlex.join(words)} --seed $RANK"
+    start = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--no-python", "bash", "-c", each]
+    done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "ranks 0 and 1 do not run the same: seed 0 and 1" in done.stderr, done.stderr[-3000:]
+    assert not (tmp_path / "mixed" / "adapter_model.safetensors").exists()
 
 
 def test_tensors_of_the_host_have_a_way_beside_those_of_a_gpu(monkeypatch):

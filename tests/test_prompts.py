@@ -124,6 +124,32 @@ def test_completion_text_undoes_encode_completion(mistral_tokenizer_dir, name):
 # replies
 
 
+@pytest.mark.parametrize(
+    ("name", "stop", "written", "said"),
+    [
+        ("llama2", "User: ", " yes\nUser: ", "yes"),
+        ("llama2", "\n\nQ:", "\n\nQ: what", ""),
+        ("llama2", "7 ", " 7 ", ""),
+        ("plain", " 7", " 7 or 8", ""),
+        ("none", "= ", "3 + 4 = 7", "3 + 4 "),
+    ],
+)
+def test_a_stop_is_looked_for_before_a_format_strips_the_reply(name, stop, written, said):
+    """As it is while tokens are drawn: what ends a completion is not left in its text."""
+
+    class Plain:  # one id for each character
+        eos_id = None
+
+        def decode_continuation(self, ids) -> str:
+            return "".join(map(chr, ids))
+
+        def special_id(self, token: str) -> int:
+            return -1
+
+    found, ids = Replies(CHAT_FORMATS[name], Plain(), (stop,)), list(map(ord, written))
+    assert found.find_stop(ids) and found.text(ids) == said
+
+
 def test_a_text_is_cut_at_the_first_of_its_stops():
     assert cut_at_stop("ab Q: c\nA: d Q:", ("A:", "Q:")) == "ab "
     assert cut_at_stop("ab", ("Q:",)) == cut_at_stop("ab", ()) == "ab"

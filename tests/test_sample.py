@@ -185,7 +185,7 @@ def test_a_bad_prompt_leaves_earlier_results_alone(folder, run, tmp_path):
 
 
 BAD_FLAGS = [
-    (("--temperature", "-1"), "--temperature expects 0 or more"),
+    (("--temperature", "-1"), "--temperature expects 0"),
     (("--top_p", "0"), "--top_p expects"),
     (("--n", "0"), "--n expects 1 or more"),
     (("--max_new_tokens", "0"), "--max_new_tokens expects 1 or more"),
@@ -211,9 +211,12 @@ def test_bad_flags_are_named(folder, run, flags, message):
         run(*model, "--prompt", "Hi", *flags)
 
 
-def test_no_prompt_at_all(folder, run):
+def test_no_prompt_at_all(folder, run, monkeypatch):
     with pytest.raises(ValueError, match="standard input has no prompt"):
         run("--model", folder, stdin=b" \n")
+    monkeypatch.setattr("model.parallel.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="share one standard input; pass --prompts FILE"):
+        run("--model", folder, "--out", "x.jsonl", stdin=b"Tom\n")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -157,6 +157,7 @@ def test_the_ends_of_the_unit_interval_draw_the_first_and_last_token_left(monkey
     "options, flag",
     [
         ({"temperature": -0.1}, "--temperature"),
+        ({"temperature": 1e-40}, r"--temperature expects 0 \(the most probable token\) or 1e-06"),
         ({"temperature": math.inf}, "--temperature"),
         ({"top_k": -1}, "--top_k"),
         ({"top_p": 0.0}, "--top_p"),
