@@ -276,12 +276,10 @@ def split_top(text: str, *separators: str) -> list[str]:
 
 def elements(text: str) -> list[str]:
     """The elements of an enumeration; 1,000; 2 are two."""
-    parts = split_top(text, ";")
-    return [
-        e
-        for part in parts
-        for e in ([part] if rational(part) is not None else split_top(part, ","))
-    ]
+    found = []
+    for part in split_top(text, ";"):
+        found += [part] if rational(part) is not None else split_top(part, ",")
+    return found
 
 
 def brackets(text: str) -> tuple[str, str, str] | None:
