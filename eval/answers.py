@@ -81,8 +81,8 @@ def improper(mixed: re.Match) -> str:
 def sum_value(text: str, match: re.Match) -> Fraction | None:
     """The value of a match of NUMBER, or of an equation that begins there: 18 of 12 + 6 = 18.
 
-    An equation begins with an operation, and its value is the last of its sides that is a number; of
-    18 = 3 * 6 and 18 = 1.5 dozen the number itself is taken.
+    An equation begins with an operation, and its value is the last of its sides that is a number;
+    of 18 = 3 * 6 and of 18 = 1.5 dozen it is 18 itself.
     """
     if not OPERATION.match(text, match.end()):
         return number_value(match)
