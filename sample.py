@@ -33,6 +33,7 @@ from torch import Tensor
 from data.chat import ChatFormat, Message, encode_prompt
 from data.formats import mark_formats, model_ids, read_formats
 from data.prompts import Prompt, Replies, prompt_lines, read_prompts, text_prompt, with_system
+from data.rows import refuse_overwriting
 from data.tokenizer import REPLACEMENT, Tokenizer
 from model import parallel
 from model.adapter import load_policy
@@ -143,12 +144,8 @@ def check_config(config: SampleConfig) -> Sampling:
         raise ValueError(f"--merge_to expects a new folder, {config.merge_to} is there already")
     if config.out is not None and Path(config.out).is_dir():
         raise ValueError(f"--out expects a file, got the folder {config.out}")
-    if (
-        config.out
-        and config.prompts
-        and Path(config.out).resolve() == Path(config.prompts).resolve()
-    ):
-        raise ValueError(f"--out {config.out} would overwrite --prompts; pass another file")
+    if config.out and config.prompts:
+        refuse_overwriting(Path(config.out), [Path(config.prompts)], f"--out {config.out}")
     completion_seeds(config.seed, 0, 1)
     return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
 

@@ -12,7 +12,8 @@ r"""Samples of the embedded task -> preference pairs, by one of two processes kn
                 optimum is known: pi* ∝ pi_ref^(beta/alpha) * exp(scale * reward / alpha)
 
 A question of opinion adds one pair for each of its labels, whatever the process: coins of a known
-share. Samples files come from sample.py or an evaluation; held-out pairs from other problems.
+share. Samples files come from sample.py or an evaluation; completions that were cut at their most
+tokens make no pair, as training would end them there. Held-out pairs come from other problems.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from itertools import combinations
 from pathlib import Path
 
 from data.problems import check_solution
-from data.rows import write_rows
+from data.rows import refuse_overwriting, write_rows
 from data.synthetic import checked_rows, read_samples
 
 LARGEST_POLL = 10**6  # labels of one question of opinion, at most
@@ -139,7 +140,8 @@ def write_pairs(
     votes: so many labels a question of opinion, drawn without replacement from those it has; None
     takes them all.
     """
-    rows, completions = read_samples(problems, samples)
+    refuse_overwriting(out, filter(None, (problems, samples, opinions)), f"--out {out}")
+    rows, completions = read_samples(problems, samples, whole=True)
     rng, pairs = random.Random(f"{seed} label"), []
     for index, texts in completions.items():
         pairs += label(rows[index], texts, rng)

@@ -73,7 +73,7 @@ def row_prompt(row: dict, where: str) -> Prompt:
     if turns[-1]["role"] != "user":
         role = turns[-1]["role"]
         raise ValueError(f"{where}: {key}: expected a user message at the end, got {role}'s")
-    if isinstance(value, str) and not value.strip():
+    if not turns[-1]["content"].strip():
         raise ValueError(f"{where}: {key}: expected a text, got an empty one")
     messages = add_system(row, turns, where)
     as_given = isinstance(value, str) and messages == turns

@@ -128,7 +128,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, object]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: expected a parquet file, got {error}") from error
 
 
@@ -137,6 +137,13 @@ def write_rows(path: Path, rows: Iterable[Mapping]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def refuse_overwriting(out: Path, inputs: Iterable[Path], flag: str) -> None:
+    """ValueError where a file that is to be written is one of those that are read."""
+    for path in inputs:
+        if out.resolve() == path.resolve():
+            raise ValueError(f"{flag} would overwrite {path}, which is read; pass another")
 
 
 def describe(value: object) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from data.chat import takes_turns
 from data.pairs import Pair, first_turn, read_pairs, split_by_first_turn
-from data.rows import write_rows
+from data.rows import data_files, refuse_overwriting, write_rows
 
+FILES = ("train", "eval", "prompts")
 PROMPTS = 100  # that are drawn where so many are held out
 
 
@@ -51,6 +52,8 @@ def at_most(pairs: Sequence[Pair], count: int | None, rng: random.Random) -> lis
 
 
 def write_split(a: argparse.Namespace) -> None:
+    for name in FILES:
+        refuse_overwriting(a.out / f"{name}.jsonl", data_files(a.data), f"--out {a.out}")
     pairs = read_pairs(a.data, "dpo")
     training, held_out = split_by_first_turn(pairs, a.heldout, a.seed)
     if not training or not held_out:
@@ -58,11 +61,9 @@ def write_split(a: argparse.Namespace) -> None:
         raise ValueError(f"--heldout {a.heldout:g} leaves no {empty} pairs of {len(pairs)}")
     rng = random.Random(f"{a.seed} split")
     prompts = [{"prompt": pair.prompt} for pair in draw_prompts(held_out, a.prompts, rng)]
-    files = {
-        "train": [as_row(pair) for pair in at_most(training, a.pairs, rng)],
-        "eval": [as_row(pair) for pair in at_most(held_out, a.eval_pairs, rng)],
-        "prompts": prompts,
-    }
+    some = [as_row(pair) for pair in at_most(training, a.pairs, rng)]
+    others = [as_row(pair) for pair in at_most(held_out, a.eval_pairs, rng)]
+    files = dict(zip(FILES, (some, others, prompts), strict=True))
     for name, rows in files.items():
         write_rows(a.out / f"{name}.jsonl", rows)
     turns = len(set(map(first_turn, held_out)))

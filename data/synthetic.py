@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data.problems import Problem, check_solution, draw_problem, draw_solution
-from data.rows import check_text, read_rows, write_rows
+from data.rows import check_text, read_rows, refuse_overwriting, write_rows
 
 VOCAB_SIZE = 512
 OPINION_SHARE = 0.05  # of the SFT rows
@@ -213,11 +213,18 @@ def interleave(rows: Sequence[Mapping], each: int) -> list[Mapping]:
 
 
 def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
-    """validation.jsonl and test.jsonl in `out`, with `each` problems of each grade in both."""
+    """validation.jsonl and test.jsonl in `out`, with `each` problems of each grade in both.
+
+    Of problems with the same sum the first counts. (data/tiny is older: 26 of its 150 test problems
+    have the sum of a validation problem, 17 that of another test problem.)
+    """
     if each < 1:
         raise ValueError(f"--each expects 1 or more, got {each}")
+    for name in ("validation", "test"):
+        refuse_overwriting(out / f"{name}.jsonl", (problems, samples), f"--out {out}")
     rows, completions = read_samples(problems, samples)
-    graded = [graded_row(rows[index], completions[index]) for index in sorted(completions)]
+    distinct = {rows[i].get("key", rows[i]["prompt"]): i for i in sorted(completions, reverse=True)}
+    graded = [graded_row(rows[i], completions[i]) for i in sorted(distinct.values())]
     chosen = interleave(graded, 2 * each)
     half = each * len(GRADES)
     write_rows(out / "validation.jsonl", chosen[:half])
@@ -256,10 +263,13 @@ def check_unicode(row: dict, where: str) -> None:
         raise ValueError(f"{where}: not Unicode, half a surrogate pair") from None
 
 
-def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, list[str]]]:
+def read_samples(
+    problems: Path, samples: Path, whole: bool = False
+) -> tuple[list[dict], dict[int, list[str]]]:
     """(rows of the problems file, {row: its completions} in the order of the samples file).
 
-    Raises ValueError with file:line for what is no sample, or one of another problems file.
+    whole: without those that were cut at their most tokens, where the file says which. Raises
+    ValueError with file:line for what is no sample, or one of another problems file.
     """
     rows = [row for _, row in checked_rows(problems, {"prompt": str, "answer": int})]
     completions: dict[int, list[str]] = {}
@@ -272,7 +282,15 @@ def read_samples(problems: Path, samples: Path) -> tuple[list[dict], dict[int, l
             )
         if index in completions or not texts:
             raise ValueError(f"{where}: expected an index not yet seen, with completions")
-        completions[index] = [check_text(text, "completions", where) for text in texts]
+        texts = [check_text(text, "completions", where) for text in texts]
+        reasons = sample.get("finish_reasons", [None] * len(texts))
+        if not isinstance(reasons, list) or len(reasons) != len(texts):
+            raise ValueError(f"{where}: finish_reasons: expected one for each completion")
+        completions[index] = [
+            text
+            for text, reason in zip(texts, reasons, strict=True)
+            if not (whole and reason == "length")
+        ]
     return rows, completions
 
 

@@ -44,7 +44,7 @@ class AuditConfig:
     worst: int = 0  # and so many of those with the smallest margin
     sample: int | None = None  # and so many drawn by --seed; none: 20 where no other is asked for
     limit: int | None = None  # look at the first so many pairs alone
-    chat_format: str | None = None  # one of the chat formats, or auto; none: that of --run
+    chat_format: str = ""  # one of the chat formats, or auto; not given: that of --run
     max_length: int | None = None  # tokens of a prompt and its longer completion
     max_prompt_length: int | None = None  # tokens a prompt is cut to
     tokenizer: str | None = None  # folder with the tokenizer, where --model has none
@@ -105,7 +105,7 @@ def read_settings(config: AuditConfig) -> Settings:
         if run.get("data") == list(Settings.data) and run.get("eval_data") is None:
             run["eval_data"] = ["data/tiny/eval.jsonl"]  # as train.py has it
     given = {name: value for name, value in asdict(config).items() if name in INHERITED}
-    merged = run | {name: value for name, value in given.items() if value is not None}
+    merged = run | {name: value for name, value in given.items() if value not in (None, "")}
     lists = ("data", "eval_data", "lora_targets")
     merged |= {name: tuple(merged[name]) for name in lists if merged.get(name) is not None}
     if config.data is not None:  # all of it is looked at

@@ -20,7 +20,7 @@ from data.chat import (
     parts_of,
     split_specials,
 )
-from data.pairs import Pair, TokenPair
+from data.pairs import Pair, TokenPair, first_turn
 from data.tokenizer import Tokenizer
 from eval.findings import NOTE, PASS, Finding, count_finding
 
@@ -36,7 +36,7 @@ class Texts:
 
     pairs: dict[str, Pair]  # by their file:line
     tokens: list[TokenPair]
-    held_out: list[TokenPair]
+    held_out: list[Pair]
     tokenizer: Tokenizer
     chat_format: ChatFormat
     template: str | None  # name of the format of the checkpoint's own template; none: it has none
@@ -308,10 +308,10 @@ def repeats(texts: Texts) -> Iterator[Finding]:
 
 
 def held_out(texts: Texts) -> Finding:
-    trained = {pair.prompt_ids.tobytes() for pair in texts.tokens}
-    bad = [pair.source for pair in texts.held_out if pair.prompt_ids.tobytes() in trained]
+    trained = set(map(first_turn, texts.pairs.values()))
+    bad = [pair.source for pair in texts.held_out if first_turn(pair) in trained]
     mend = (
-        "a prompt of --eval_data that is in --data too: held-out numbers will be too good; "
+        "a conversation of --eval_data begins as one of --data: held-out numbers will be too good; "
         "leave --eval_data out and the data is split by what the human says first"
     )
     total = len(texts.held_out)

@@ -15,7 +15,7 @@ import torch
 
 from data.chat import CHAT_FORMATS, read_template, recognise_template
 from data.formats import read_formats, tokenizer_folder
-from data.pairs import Pair, TokenPair, length_limits, read_pairs, tokenize_pairs
+from data.pairs import TokenPair, length_limits, read_pairs, tokenize_pairs
 from eval.audit_terms import Objective
 from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
@@ -159,15 +159,11 @@ def load_texts(config: CheckConfig) -> Texts:
     positions = model_config.max_position_embeddings
     limits = length_limits(config.max_length, config.max_prompt_length, positions)
 
-    def read(data: tuple[str, ...]) -> tuple[list[Pair], list[TokenPair]]:
-        pairs = read_pairs(data, config.objective)
-        return pairs, tokenize_pairs(pairs, tokenizer, chat_format, *limits)
-
-    pairs, tokens = read(config.data)
+    pairs = read_pairs(config.data, config.objective)
     return Texts(
         pairs={pair.source: pair for pair in pairs},
-        tokens=tokens,
-        held_out=read(eval_data)[1] if eval_data else [],
+        tokens=tokenize_pairs(pairs, tokenizer, chat_format, *limits),
+        held_out=read_pairs(eval_data, config.objective) if eval_data else [],
         tokenizer=tokenizer,
         chat_format=chat_format,
         template=own_template(source),

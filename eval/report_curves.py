@@ -206,9 +206,9 @@ def floors(groups: Sequence[Sequence[Row]], name: str, label: str) -> list[Serie
     return [floor for floor in made if floor.points]
 
 
-def in_words(found: Sequence[float]) -> str:
+def in_words(found: Sequence[float | None]) -> str:
     value, low, high = found
-    return f"{value:.3f} ({low:.3f}, {high:.3f})"
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}, {high:.3f})"
 
 
 def controls(rows: Sequence[Row], labels: Sequence[str]) -> tuple[Chart, ...]:

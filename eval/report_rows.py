@@ -24,7 +24,6 @@ from eval.study_statistics import interval, mean_numbers, row_numbers
 from eval.study_values import MEASURED, SHARES, metric_values, process_rows
 
 Row = Mapping[str, Any]
-Interval = tuple[float, float, float]  # value, low, high
 
 REQUIRED = {"process": str, "family": str, "setting": str, "seed": int}
 SPL, BASE = "spl", "base"
@@ -208,8 +207,9 @@ def numbers(rows: Sequence[Row], name: str) -> np.ndarray:
     return row_numbers(rows, name)
 
 
-def estimate(rows: Sequence[Row], name: str) -> Interval | None:
-    """A number of a setting with its 95% interval over seeds and problems; None without rows.
+def estimate(rows: Sequence[Row], name: str) -> Sequence[float | None] | None:
+    """(value, low, high): a number of a setting with its 95% interval over seeds and problems, or
+    None for both ends where there is none; None without rows.
 
     rows: one for each seed. With one seed the interval is over problems, or that of the evaluation.
     """
@@ -219,7 +219,9 @@ def estimate(rows: Sequence[Row], name: str) -> Interval | None:
     value, low, high = interval(numbers(with_it, name))
     if math.isnan(low):  # one seed, and no values of problems
         metric = with_it[0]["metrics"].get(name)
-        low, high = (metric["low"], metric["high"]) if metric else (value, value)
+        if metric is None:
+            return value, None, None
+        low, high = metric["low"], metric["high"]
     if SHARES.fullmatch(name):
         low, high = np.clip([low, high], 0, 1)
     elif "entropy" in name:

@@ -11,6 +11,7 @@ import numpy as np
 
 from eval.page import number, plain, show, table
 from eval.report_rows import (
+    BASE,
     KL,
     MEASURED,
     Row,
@@ -27,6 +28,7 @@ from eval.report_rows import (
 )
 from eval.study_claims import NOT_MEASURED, TestResult, Verdict
 from eval.study_statistics import interval, matched_numbers
+from eval.study_values import on_plateau
 
 MATCHED = {
     "unique": "equal unique share",
@@ -153,8 +155,8 @@ def rates_html(rows: Sequence[Row]) -> str:
         return ""
     columns = ["setting", *(f"{rate:.3g} × default" for rate in rates)]
     about = (
-        "<p>pass@1 on validation problems, the last held-out loss, and whether that loss had "
-        "stopped falling (of seeds); ● the rate that was chosen.</p>\n"
+        "<p>pass@1 on validation problems, the last held-out loss, and how often that loss "
+        "had settled (of seeds); ● the rate that was chosen.</p>\n"
     )
     return f"<h3>Learning rates, all that were tried</h3>\n{about}{table(columns, lines, 'rates')}"
 
@@ -165,7 +167,7 @@ def rate_cell(tried: Sequence[Row], rows: Sequence[Row]) -> str:
         return NONE
     found = estimate(tried, "validation:pass@1")
     ends = [row["curves"]["eval/loss"][-1] for row in tried if row.get("curves")]
-    flat = sum(bool(row.get("plateau")) for row in tried)
+    flat = sum(map(on_plateau, tried))
     text = [number(found[0], 3)] if found else []
     text += [f"loss {number(float(np.mean(ends)), 4)}"] if ends else []
     text.append(f"flat {flat} of {len(tried)}")
@@ -202,8 +204,11 @@ def matched_html(rows: Sequence[Row]) -> str:
 
 
 def matched_cell(rows: Sequence[Row], family: Sequence[Sequence[Row]], x: str, y: str) -> str:
-    """Seeds that the control and all settings of the family have count, and no others."""
+    """Seeds that the control and all settings of the family have count, and no others; the
+    reference's only row goes with each of them."""
     groups = [rows, *family]
+    if rows[0]["family"] == BASE:
+        groups[0] = [{**rows[0], "seed": row["seed"]} for row in family[0]]
     seeds = set.intersection(*({row["seed"] for row in group} for group in groups))
     of = {}
     for name in (x, y):

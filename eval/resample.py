@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.rows import read_rows
+from data.rows import read_rows, refuse_overwriting
 from eval.results import data_digest
 from model import parallel
 from model.config import parse_config
@@ -129,8 +129,7 @@ def check_config(config: ResampleConfig) -> None:
         raise ValueError(f"--seed expects 0 or more, got {config.seed}")
     if config.out is None:
         raise ValueError("--out expects a samples file for the results, got none")
-    if Path(config.out).resolve() == Path(config.samples).resolve():
-        raise ValueError(f"--out {config.out} would overwrite --samples; pass another file")
+    refuse_overwriting(Path(config.out), [Path(config.samples)], f"--out {config.out}")
 
 
 def read_sampling(samples: Path) -> dict:

@@ -45,7 +45,7 @@ from data.chat import (
 )
 from data.formats import read_formats
 from data.pairs import truncate
-from data.rows import read_rows
+from data.rows import data_files, read_rows, refuse_overwriting
 from data.tokenizer import Tokenizer
 from eval.metrics import pass_values, powers_of_two
 from eval.results import Metrics, data_digest, json_digest, read_baseline, read_results, report
@@ -138,8 +138,9 @@ def check_config(config: RewardConfig) -> None:
             raise FileNotFoundError(f"--{flag} expects a file, got {path}: no such file")
     if config.relabel is not None:
         target = Path(config.relabel)
-        if target.is_dir() or target.resolve() == Path(config.data).resolve():
-            raise ValueError(f"--relabel expects another file than --data, got {target}")
+        if target.is_dir():
+            raise ValueError(f"--relabel expects a file, got the folder {target}")
+        refuse_overwriting(target, data_files(config.data), f"--relabel {target}")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 RESULTS, FAILED = "results.jsonl", "failed.jsonl"  # a row for each cell that is done; that is not
 SHOWN = 3  # completions of a prompt that stay in the row, of as many prompts of each difficulty
 CURVES = 64  # held-out evaluations of a run that stay in its row, at most
-FLAT = 0.05  # share of the held-out loss's fall that its second half may add on a plateau
 VALIDATED = ("pass@1", "valid@1", "pass@16", "distinct", "no_answer")  # of validation problems
 DIGITS = 5  # significant, of the numbers in a row
 
@@ -191,7 +190,6 @@ def collect(folder: Path) -> dict:
     row: dict = {"metrics": read_metrics(folder)}
     if (folder / "train" / "metrics.jsonl").is_file():
         row["curves"] = read_curves(folder / "train" / "metrics.jsonl")
-        row["plateau"] = on_plateau(row["curves"])
     validation = folder / "validation" / "samples.jsonl"
     if validation.is_file():
         row["validation_entropy"] = mean_entropy([sample for _, sample in read_rows(validation)])
@@ -260,19 +258,6 @@ def read_curves(file: Path) -> dict[str, list]:
     )
     names = ["step", *(name for name in records[0] if name.startswith("eval/"))] if records else []
     return {name: [records[i].get(name) for i in kept] for name in names}
-
-
-def on_plateau(curves: Mapping[str, Sequence[float]]) -> bool:
-    """Whether the second half of the steps adds at most FLAT to the first's fall of the loss.
-
-    At half of the steps a cosine schedule still has half of its learning rate.
-    """
-    if not curves:
-        return False
-    steps, losses = np.array(curves["step"]), np.array(curves["eval/loss"])
-    middle = losses[np.abs(steps - steps[-1] / 2).argmin()]
-    fall = losses[0] - middle
-    return bool(fall > 0 and middle - losses[-1] <= FLAT * fall)
 
 
 def describe_problems(items: Sequence[Mapping], drawn: Sequence[Mapping], plain: bool) -> dict:

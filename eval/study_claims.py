@@ -45,6 +45,7 @@ from eval.study_values import (
     Setting,
     coordinate,
     find_settings,
+    on_plateau,
     process_rows,
     rates_note,
     read_values,
@@ -130,7 +131,7 @@ def count_short(rows: Sequence[Row], cells: Sequence[str]) -> int:
     """How many of the policies behind these cells had a held-out loss that had not settled."""
     used = {policy_of(row) for row in rows if row["cell"] in set(cells)}
     trained = [row for row in rows if row["kind"] == "train" and policy_of(row) in used]
-    return sum(not row["plateau"] for row in trained)
+    return sum(not on_plateau(row) for row in trained)
 
 
 def policy_of(row: Row) -> tuple:
@@ -200,11 +201,12 @@ def few_settings(test: Mapping, ours: Settings, theirs: Settings) -> str:
 
 def most_of_share(test: Mapping, theirs: Settings, seeds: Sequence[int]) -> float | None:
     """What b leaves to gain of a share, where that is not the gain that is expected; else None."""
-    gain = test["threshold"] if test["kind"] == "difference" else 0
-    if gain <= 0 or not SHARES.fullmatch(test["metric"]):
+    if test["kind"] not in ("difference", "ratio") or not SHARES.fullmatch(test["metric"]):
         return None
-    most = 1 - setting_numbers(theirs[0], seeds, test["metric"])[:, 0].mean()
-    return float(most) if most <= gain else None
+    share = setting_numbers(theirs[0], seeds, test["metric"])[:, 0].mean()
+    ratio = test["kind"] == "ratio"
+    gain = (test["threshold"] - 1) * share if ratio else test["threshold"]
+    return float(1 - share) if gain > 0 and 1 - share <= gain else None
 
 
 def compute_numbers(

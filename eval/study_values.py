@@ -21,6 +21,7 @@ OF_N = ("distinct", "distinct_correct", "majority", "confidence", "brier")  # de
 METRIC = re.compile(
     r"(?P<name>entropy/token|[a-z_]+)(@(?P<k>[1-9]\d*))?(/(?P<grade>easy|medium|hard))?"
 )
+FLAT = 0.05  # of what the held-out loss has fallen by the middle: on a plateau it moves no further
 SHARES = re.compile(
     r"([a-z_\d]+:(letters/)?)?"
     r"(pass|valid|floor|majority|unique|distinct|no_answer|ece|mass|share|accuracy|mc\d|prompt_"
@@ -205,6 +206,21 @@ def metric_values(row: Row, name: str) -> np.ndarray:
     else:
         values = np.array(problems[base], dtype=np.float64)
     return values[of_grade(row, grade)]
+
+
+def on_plateau(row: Row) -> bool:
+    """Whether a training's held-out loss moves, up or down, by at most FLAT of the first half's
+    fall in the second half of the steps.
+
+    At half of the steps a cosine schedule still has half of its learning rate.
+    """
+    curves = row.get("curves")
+    if not curves:
+        return False
+    steps, losses = np.array(curves["step"]), np.array(curves["eval/loss"])
+    middle = losses[np.abs(steps - steps[-1] / 2).argmin()]
+    fall = losses[0] - middle
+    return bool(fall > 0 and abs(losses[-1] - middle) <= FLAT * fall)
 
 
 def of_grade(row: Row, grade: str | None) -> np.ndarray:

@@ -110,7 +110,13 @@ def config_file(path: str | Path) -> Path:
 
 def read_rope(path: Path, fields: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """rope_theta and the scaling, in the old form (rope_scaling) or the newer (rope_parameters)."""
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
+    if older and newer and older != newer:
+        raise ValueError(
+            f"{path}: expected rope_parameters or rope_scaling, or both alike, "
+            f"got {newer} and {older}"
+        )
+    scaling = newer or older or {}
     if not isinstance(scaling, dict):
         raise ValueError(f"{path}: rope_scaling expects an object, got {scaling!r}")
     theta = read_number(path, {**fields, **scaling}, "rope_theta", 10000.0)

@@ -118,6 +118,21 @@ def read_weights(
             lora_A, lora_B = adapter[layer]
             values = merged_weight(values.float(), lora_A, lora_B[rows], 1.0)
         local.copy_(values)
+    if model.config.tie_word_embeddings:
+        check_tied_head(Path(folder), places["embed_tokens.weight"], owned(model.lm_head.weight)[1])
+
+
+def check_tied_head(folder: Path, embedding: tuple[Path, str], rows: slice) -> None:
+    """ValueError where these rows of a folder's head are not its embedding's, though it says so."""
+    for file in weight_files(folder):
+        for name in tensor_shapes(file):
+            if name.removeprefix("model.") != "lm_head.weight":
+                continue
+            if not torch.equal(read_rows(file, name, rows), read_rows(*embedding, rows)):
+                raise ValueError(
+                    f"{file}: {name} differs from the embedding, and config.json has "
+                    "tie_word_embeddings true; set that to false to use the head that is there"
+                )
 
 
 def find_weights(model: Transformer, folder: str | Path) -> dict[str, tuple[Path, str]]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+DASHES = "one that begins with -- is written --flag=VALUE"
 
 
 def parse_config(config_class: type[Config], argv: list[str] | None = None) -> Config:
@@ -77,15 +78,15 @@ def group_flags(argv: list[str]) -> dict[str, list[str]]:
 def parse_value(name: str, given: list[str], kind: Any) -> Any:
     """The words after --name as a value of the field's type; ValueError if they are not one."""
     kind, optional = unwrap_optional(kind)
+    if optional and given == ["none"]:
+        return None
     if typing.get_origin(kind) is tuple:
         if not given:
-            raise ValueError(f"--{name} expects one or more values, got none")
+            raise ValueError(f"--{name} expects one or more values, got none; {DASHES}")
         return tuple(given)
     if kind is bool and not given:
         return True
     word = one_value(name, given)
-    if optional and word.lower() == "none":
-        return None
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[word.lower()]
@@ -156,7 +157,9 @@ def describe(kind: Any) -> str:
 
 
 def one_value(name: str, given: list[str]) -> str:
-    if len(given) != 1:
+    if not given:
+        raise ValueError(f"--{name} expects one value, got none; {DASHES}")
+    if len(given) > 1:
         raise ValueError(f"--{name} expects one value, got {len(given)}: {' '.join(given)!r}")
     return given[0]
 

@@ -10,6 +10,7 @@ forward, and only there, it is whole. `owned` and `fill` see the rows, `whole` g
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 store: dist.Store | None = None  # what all ranks can read and write, whatever they are doing
+FORGET_EVERY = 1000  # forwards; FSDP2 notes each one until a backward, which sampling never makes
 
 # ------------------------------------------------------------------------------------------------
 # ranks
@@ -319,18 +321,28 @@ def in_lockstep(model: nn.Module) -> Iterator[None]:
     if not is_sharded(model):
         yield
         return
+    kind = next(p.device_mesh.device_type for p in model.parameters() if is_sharded(p))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=kind)
+    # FSDP2 keeps the buffers of its first forward: inference mode's could not be filled outside it
+    with torch.inference_mode(False), torch.no_grad():
+        model(token)
+    forwards = itertools.count(1)
+
+    def forget() -> None:
+        if next(forwards) % FORGET_EVERY == 0:
+            model.reset_iter_state()
 
     def join(module: nn.Module, args: tuple) -> None:
         any_rank(True)
+        forget()
 
     hook = model.register_forward_pre_hook(join, prepend=True)
     try:
         yield
     finally:
         hook.remove()
-    kind = next(p.device_mesh.device_type for p in model.parameters() if is_sharded(p))
-    token = torch.zeros(1, 1, dtype=torch.int64, device=kind)
     while any_rank(False):
+        forget()
         with torch.inference_mode():
             model(token)
     drop_gathered(model)

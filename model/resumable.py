@@ -117,7 +117,7 @@ def take_up(out: Path, settings: Mapping[str, Any], count: int) -> set[int]:
     parallel.same_on_all(settings)
     done: list[int] = []
     if parallel.is_main():
-        if out.exists() or settings_file(out).exists() or part_files(out):
+        if out.exists() or part_files(out):
             check_settings(out, settings)
             done = [index for index in join_parts(out) if index < count]
             parallel.note(f"{out}: {len(done)} of {count} rows are there already")

@@ -93,13 +93,22 @@ def load_shards(folder: str | Path) -> Transformer:
 
 
 def check_lockstep(folder: str) -> None:
-    """Each rank calls the model another number of times, one of them not at all."""
+    """Each rank calls the model another number of times, of several ranks one not at all."""
     model = load_shards(folder)
-    tokens, calls = torch.arange(5)[None], 3 * parallel.rank()
-    with torch.no_grad(), parallel.in_lockstep(model):
+    rank, ranks = parallel.rank(), parallel.world_size()
+    tokens, calls = torch.arange(5)[None], 3 * (rank if ranks > 1 else 2)
+    parallel.FORGET_EVERY = 4
+    with torch.inference_mode(), parallel.in_lockstep(model):
         logits = [model(tokens) for _ in range(calls)]
     assert all(torch.equal(one, logits[0]) for one in logits)
     assert len(logits) == calls and parallel.is_sharded(model.norm.weight)
+    noted = len(model._get_fsdp_state()._comm_ctx.post_forward_order)
+    groups = len(model.layers) + 1
+    assert noted <= parallel.FORGET_EVERY * groups, noted
+    with torch.no_grad():  # what was drawn first can be scored afterwards
+        scored = model(tokens)
+    assert all(torch.equal(scored, one) for one in logits)
+    parallel.drop_gathered(model)
 
 
 def check_loading(folder: str, limit: str) -> None:

@@ -48,6 +48,13 @@ def test_windows_are_mistrals_alone(tmp_path):
         ({"architectures": "LlamaForCausalLM"}, "got 'LlamaForCausalLM'"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings expects true or false"),
         ({"rope_scaling": "linear"}, "rope_scaling expects an object, got 'linear'"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "expected rope_parameters or rope_scaling, or both alike",
+        ),
         ({"rope_scaling": {"rope_type": ["x"]}}, "expected rope_type"),
         (
             {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}},

@@ -12,6 +12,7 @@ import torch
 
 from eval.audit_run import AuditConfig, Settings, load_models, read_settings, read_tokens
 from model.checkpoint import load_model
+from model.config import parse_config
 from tests.conftest import ROOT
 from train import TrainConfig
 
@@ -65,6 +66,14 @@ def test_a_run_s_settings_and_flags_before_them(run, data):
 def test_settings_that_are_none_are_refused(config, error, message):
     with pytest.raises(error, match=message):
         read_settings(config)
+
+
+def test_none_is_a_chat_format(run):
+    """And not the absence of one: a run's own counts where no flag is given."""
+    kept = read_settings(AuditConfig(run=run)).chat_format
+    assert kept != "none"
+    config = parse_config(AuditConfig, ["--run", str(run), "--chat_format", "none"])
+    assert read_settings(config).chat_format == "none"
 
 
 def test_pairs_are_those_of_training_and_cuts_are_known(data):

@@ -174,7 +174,7 @@ def test_adapters(fails, model, tmp_path):
 def test_nothing_that_is_there_is_overwritten(fails, model, tmp_path):
     prompts = write(tmp_path / "prompts.jsonl", {"prompt": "a"})
     before = prompts.read_text()
-    fails(sample, ["--prompts", prompts, "--out", prompts], "would overwrite --prompts")
+    fails(sample, ["--prompts", prompts, "--out", prompts], "would overwrite")
     fails(sample, ["--adapter", model, "--merge_to", model], "expects a new folder")
     assert prompts.read_text() == before
 

@@ -136,10 +136,16 @@ def test_tied_weights_are_one_parameter(tmp_path):
     model = load_model(tmp_path)
     assert model.lm_head.weight is model.embed_tokens.weight
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"] = torch.zeros(97, 48)  # some checkpoints carry a copy of it
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()  # some have a copy
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(6)  # old Llamas, too
     save_file(tensors, tmp_path / "model.safetensors")
     assert torch.equal(load_model(tmp_path).lm_head.weight, model.lm_head.weight)
+    tensors["lm_head.weight"][96, 47] += 1  # transformers 5 would not tie these
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="weight differs from the embedding"):
+        load_model(tmp_path)
+    edit(tmp_path, tie_word_embeddings=False)
+    assert torch.equal(load_model(tmp_path).lm_head.weight, tensors["lm_head.weight"])
 
 
 def test_random_weights_from_a_config(folder):

@@ -26,6 +26,8 @@ class Example:
     verbose: bool = False  # say more
     limit: int | None = None  # at most so many
     files: tuple[str, ...] = ("a",)  # what to read
+    others: tuple[str, ...] | None = None  # what else to read
+    prompt: str | None = None  # what to say
 
 
 def test_defaults_then_file_then_flags(tmp_path):
@@ -43,6 +45,16 @@ def test_every_way_of_writing_a_flag():
     assert parse_config(Example, argv) == Example(beta=-1.0)
 
 
+def test_none_is_a_value_of_what_may_be_none(tmp_path):
+    """A run's files can be taken back; None with a capital is a text as any other."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"others": ["x"], "limit": 3}))
+    argv = ["--config", str(file), "--others", "none", "--name", "none", "--prompt", "None"]
+    assert parse_config(Example, argv) == Example(name="none", limit=3, prompt="None")
+    assert parse_config(Example, ["--others", "none", "b"]).others == ("none", "b")
+    assert parse_config(Example, ["--prompt=--help me"]).prompt == "--help me"
+
+
 def test_round_trip(tmp_path):
     config = Example(steps=2, files=("p", "q"), limit=8)
     (tmp_path / "c.json").write_text(json.dumps(to_json(config)))
@@ -54,7 +66,9 @@ def test_round_trip(tmp_path):
     [
         (["--stesp", "3"], r"unknown flag --stesp \(did you mean --steps\?\)"),
         (["--steps", "3.5"], "--steps expects a whole number, got '3.5'"),
-        (["--steps"], "--steps expects one value, got 0"),
+        (["--steps"], "--steps expects one value, got none; .* is written --flag=VALUE"),
+        (["--prompt", "--help me"], "--prompt expects one value, got none"),
+        (["--files"], "--files expects one or more values, got none"),
         (["--steps", "1", "2"], "--steps expects one value, got 2"),
         (["--beta", "x"], "--beta expects a number, got 'x'"),
         (["--beta", "nan"], "--beta expects a finite number"),
@@ -110,13 +124,15 @@ def test_an_inherited_field_has_its_default_and_comment_where_they_were_written_
     with pytest.raises(SystemExit):
         parse_config(Inherited, ["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[-7:] == [
+    assert lines[-9:] == [
         "--steps [9]    optimiser steps",
         "--beta [0.1]    weight of the reference",
         "--name [big]    what the larger one is called",
         "--verbose [False]    say more",
         "--limit [None]    at most so many",
         "--files [a]    what to read",
+        "--others [None]    what else to read",
+        "--prompt [None]    what to say",
         "--epochs [1]    passes over the data",
     ]
     assert field_comments(Example)["name"] == "what it is called"

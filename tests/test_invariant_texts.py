@@ -193,6 +193,22 @@ def test_held_out_prompts_that_are_trained_on(tmp_path, capsys):
         assert ready == (verdict != "fail")
 
 
+def test_a_conversation_that_goes_on_is_no_new_one(tmp_path, capsys):
+    """HH has one conversation at several lengths: what the human says first tells them apart."""
+
+    def talk(turn: str, *more: str) -> dict:
+        names = ("Human", "Assistant", "Human")
+        text = "".join(f"\n\n{a}: {b}" for a, b in zip(names, (turn, *more), strict=False))
+        return {"chosen": f"{text}\n\nAssistant: yes", "rejected": f"{text}\n\nAssistant: no"}
+
+    rows = [talk(f"{i} + {i}?") for i in range(8)]
+    for first, verdict in (("7 + 7?", "fail"), ("8 + 8?", "pass")):
+        held_out = write(tmp_path / "h.jsonl", [talk(first, "14", "and?")])
+        flags = {"eval_data": held_out, "chat_format": "plain"}
+        _, verdicts, _ = check(small(tmp_path, rows, **flags), capsys, 2)
+        assert verdicts["held-out prompts are new"] == verdict
+
+
 def test_a_format_that_overrules_the_checkpoints_own(tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(TINY, folder)

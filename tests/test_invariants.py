@@ -99,7 +99,7 @@ def test_a_stage_that_fails_is_the_last(tmp_path, capsys):
     assert not ready and not_passed(verdicts) == {"held-out prompts are new": "fail"}
     assert "finite numbers" not in verdicts
     mend = text.partition("\nto mend: held-out prompts are new\n")[2]
-    assert mend.startswith(f"{held_out[0]}:1: a prompt of --eval_data that is in --data too")
+    assert mend.startswith(f"{held_out[0]}:1: a conversation of --eval_data begins as one of ")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -127,6 +127,29 @@ def test_pairs_of_opinion_are_the_votes(process: str, tmp_path: Path) -> None:
     assert len(read_jsonl(again)) == 2 * 40 + 20 * len(OPINIONS)
 
 
+def test_completions_that_were_cut_make_no_pair(tmp_path: Path) -> None:
+    """Of a right and two wrong completions one is cut: one pair is left, and of a second problem,
+    both of whose wrong ones are cut, none."""
+    problems = write_jsonl(tmp_path / "p.jsonl", [PROBLEM, {**PROBLEM, "prompt": "4 and 3?"}])
+    texts = [RIGHT, WRONG, "3 + 4 = 8\n3 + 4 ="]
+    reasons = [["stop", "stop", "length"], ["stop", "length", "length"]]
+    samples = [{"index": i, "completions": texts, "finish_reasons": reasons[i]} for i in (0, 1)]
+    command = ["--process", "verdict", "--problems", problems, "--out", str(tmp_path / "o.jsonl")]
+    main([*command, "--samples", write_jsonl(tmp_path / "s.jsonl", samples)])
+    assert read_jsonl(tmp_path / "o.jsonl") == [
+        {"prompt": PROBLEM["prompt"], "chosen": RIGHT, "rejected": WRONG}
+    ]
+
+
+def test_samples_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    inputs = make_inputs(tmp_path)
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["--process", "verdict", *inputs, "--out", str(tmp_path / "samples.jsonl")])
+    assert "would overwrite" in capsys.readouterr().err
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+
+
 def test_same_seed_same_coins_other_seed_other_coins(tmp_path: Path) -> None:
     inputs, found = make_inputs(tmp_path), []
     for seed in ("0", "0", "1"):

@@ -261,6 +261,12 @@ def test_each_rank_loads_its_own_rows_alone(smollm2_dir, tmp_path):
     succeed(launch(4, [["check", "loading", smollm2_dir, 0.35]], tmp_path))
 
 
+def test_one_rank_draws_before_all_else(tmp_path):
+    """FSDP2 cannot write to the buffers of its first forward if that is in inference mode."""
+    save_witness(tmp_path, {"vocab_size": 97})
+    succeed(launch(1, [["check", "lockstep", tmp_path]], tmp_path))
+
+
 def test_a_mistake_is_said_once(folder):
     jobs = [["train", "--out_dir", folder / "no", "--device", "cpu", "--replicas", "2"]]
     done = launch(3, jobs, folder)

@@ -75,6 +75,11 @@ BAD_FILES = [
     ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON"),
     ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl:1: prompt: expected a text, got a number"),
     ("p.jsonl", b'{"question": " "}\n', "p.jsonl:1: question: expected a text, got an empty one"),
+    (
+        "p.jsonl",
+        b'{"messages": [{"role": "user", "content": ""}]}\n',
+        "p.jsonl:1: messages: expected a text, got an empty one",
+    ),
     ("p.jsonl", b'{"prompt": null}\n', "p.jsonl:1: expected prompt, messages or question, got"),
     (
         "p.jsonl",

@@ -126,6 +126,7 @@ def test_intervals_of_one_seed_are_over_problems_or_the_evaluation_s_own():
     value, low, high = estimate([row], "pass@1")
     assert value == pytest.approx(7 / 16) and low < value < high
     assert estimate([row], "diversity:entropy/sequence") == (2.5, 2, 3)
+    assert estimate([row], KL) == (1.25, None, None)  # made of two: no interval of its own
     assert estimate([row], "opinions:mass") is None and estimate([], "pass@1") is None
     assert "over problems only" in spread([row]) and "One seed" in spread([row])
     assert spread([row, row_of(seed=1)]).startswith("2 seeds, 4 problems")

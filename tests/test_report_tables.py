@@ -122,6 +122,16 @@ def test_equal_diversity_by_hand():
     assert matched_html(grid) == "" == matched_html([grid[0], near])
 
 
+def test_the_reference_is_compared_with_every_seed():
+    """Its one row has a unique share of 2/4 and pass@1 of 2/4; SPL there 2/4 and 1/4: 0 and 0.25,
+    0.125 on average, with a standard error of 0.125 and Student's t of one degree, 12.7."""
+    grid = [flat_row("spl", "tau 1", 1.0, 1, 1), flat_row("spl", "tau 2", 2.0, 3, 3)]
+    more = [flat_row("spl", "tau 1", 1.0, 1, 0), flat_row("spl", "tau 2", 2.0, 3, 2)]
+    base = {**flat_row("base", "base", None, 2, 2), "kind": "base"}
+    (line,) = body(matched_html([base, *grid, *({**row, "seed": 1} for row in more)]))
+    assert line[0] == "reference policy" and line[1].startswith("0.125 (−1.4")
+
+
 def test_completions_stand_side_by_side_and_are_inert(verdict):
     html = samples_html(verdict)
     heads = re.findall(r'<th scope="col">(.*?)</th>', html)

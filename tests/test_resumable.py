@@ -170,6 +170,13 @@ def test_a_kill_before_the_first_row_leaves_the_settings_alone(start, out, whole
     assert write(out) == list(range(COUNT)) and out.read_bytes() == whole
 
 
+def test_a_file_that_was_removed_is_written_anew_with_other_settings(start, out, whole):
+    start(whole)
+    out.unlink()
+    other = {**SETTINGS, "seed": 4}
+    assert write(out, other) == list(range(COUNT)) and write(out, other) == []
+
+
 def test_more_rows_go_on_and_fewer_leave_those_that_are_there(out, whole, capsys):
     """Where the settings do not say how many: nothing that was made is lost."""
     write(out, count=2)

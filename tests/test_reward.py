@@ -651,7 +651,12 @@ def test_many_samples_stay_exact():
         ({"chat_format": "alpaca"}, ValueError, "--chat_format expects one of auto, zephyr"),
         ({"dtype": "int8"}, ValueError, "--dtype expects one of float32"),
         ({"shard": True}, ValueError, "--shard needs more than one rank"),
-        ({"relabel": "p.jsonl"}, ValueError, "--relabel expects another file than --data"),
+        (
+            {"data": str(TINY), "relabel": str(TINY / "train.jsonl")},
+            ValueError,
+            "--relabel .* would overwrite",
+        ),
+        ({"relabel": str(TINY)}, ValueError, "--relabel expects a file, got the folder"),
     ],
 )
 def test_contradictions_stop_before_anything_is_read(flags, error, message):

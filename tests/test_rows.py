@@ -44,6 +44,17 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     assert found[2] == (f"{tmp_path / 'e.parquet'}:3", {**ROW, "chosen": messages})
 
 
+def test_a_parquet_column_that_python_cannot_hold_is_named(tmp_path: Path) -> None:
+    """A date behind the year 9999, in a column that nobody reads."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    late = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    table = pyarrow.Table.from_pylist([ROW]).append_column("created", late)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: expected a parquet file, got .*range"):
+        rows_of(tmp_path / "a.parquet")
+
+
 def test_line_separators_of_unicode_do_not_end_a_line(tmp_path: Path) -> None:
     row = {"prompt": "a\u2028b\x85c"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")

@@ -54,6 +54,17 @@ def test_conversations_that_begin_alike_stay_on_one_side(conversations, tmp_path
     assert len(set(asked)) == 20 and set(asked) <= sides[1]
 
 
+def test_what_is_read_is_not_overwritten(tmp_path, capsys) -> None:
+    """A folder with a train.jsonl, split into itself."""
+    rows = [transcript(f"q{i}") for i in range(20)]
+    before = Path(write(tmp_path / "train.jsonl", rows)).read_bytes()
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path), "--out", str(tmp_path / ".." / tmp_path.name)])
+    assert "would overwrite" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
 def test_a_side_depends_on_the_first_turn_and_the_seed_alone() -> None:
     pairs = [Pair(({"role": "user", "content": f"q{i}"},), "a", "b", "") for i in range(300)]
     _, few = split_by_first_turn(pairs[::3], 0.3, 0)

@@ -18,7 +18,6 @@ from eval.study_cells import (
     collect,
     folder_of,
     go_on,
-    on_plateau,
     own_gpu,
     read_curves,
     read_study,
@@ -134,20 +133,6 @@ def test_curves_have_every_held_out_name_and_no_training_step(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", many)
     steps = read_curves(tmp_path / "metrics.jsonl")["step"]
     assert len(steps) == 64 and steps[0] == 0 and steps[-1] == 1000
-
-
-@pytest.mark.parametrize(
-    ("losses", "expected"),
-    [
-        ((0.7, 0.6, 0.50, 0.495, 0.491), True),  # falls by 0.2, then by 0.009 < 0.05 * 0.2
-        ((0.7, 0.6, 0.50, 0.495, 0.489), False),  # by 0.011
-        ((0.7, 0.6, 0.50, 0.52, 0.55), True),  # rises again: it has stopped falling
-        ((0.7, 0.7, 0.71, 0.70, 0.69), False),  # has not fallen by the middle
-    ],
-)
-def test_plateau(losses, expected):
-    assert on_plateau({"step": [0, 10, 20, 30, 40], "eval/loss": losses}) is expected
-    assert on_plateau({}) is False
 
 
 def test_what_a_folder_says(tmp_path):

@@ -102,6 +102,13 @@ def test_where_there_is_no_room_a_test_is_unclear(expected, threshold, outcome, 
     assert gone.outcome == NO
 
 
+@pytest.mark.parametrize(("threshold", "outcome"), [(1.5, NO), (1.6, UNCLEAR), (0.5, YES)])
+def test_a_ratio_of_shares_needs_room_too(threshold, outcome) -> None:
+    """0.625 has room for 1.5 times as much, 0.9375, and not for 1.6 times, 1.0."""
+    (test,) = judge(a_test("ratio", metric="pass@1", threshold=threshold)).tests
+    assert (test.value, test.outcome) == (1, outcome)
+
+
 def test_other_kinds_by_hand() -> None:
     """Entropies 1, 2, 4 at tau 0.5, 1, 2 (and 0.01 * seed); pass@1 is 1 and 1/4 everywhere."""
     cases = [
@@ -263,9 +270,10 @@ def test_one_seed_is_over_problems() -> None:
 def test_runs_that_were_still_learning_are_counted() -> None:
     """Of the train rows of tau 2 one is short; another rate and a policy not asked for are not."""
     rows = [{**one, "learning_rate": 1e-4} for one in made()]
-    for seed, tau, plateau, rate in ((0, 2, False, 1e-4), (1, 2, True, 1e-4),
-                                     (2, 2, False, 3e-4), (0, 0.5, False, 1e-4)):  # fmt: skip
-        more = {"plateau": plateau, "learning_rate": rate}
+    for seed, tau, end, rate in ((0, 2, 0.4, 1e-4), (1, 2, 0.5, 1e-4),
+                                 (2, 2, 0.4, 3e-4), (0, 0.5, 0.4, 1e-4)):  # fmt: skip
+        curves = {"step": [0, 1, 2], "eval/loss": [1.0, 0.5, end]}
+        more = {"curves": curves, "learning_rate": rate}
         rows.append(row("spl", f"tau {tau:g}", seed, "train", **more, tau=tau, beta=0.1))
     found = judge(a_test(), rows=rows, needs_plateau=True)
     assert found.note == "runs whose held-out loss had not settled: 1"

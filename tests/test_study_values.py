@@ -15,6 +15,7 @@ from eval.study_values import (
     coordinate,
     find_settings,
     metric_values,
+    on_plateau,
     pass_table,
     process_rows,
     read_values,
@@ -148,6 +149,21 @@ def test_coordinates() -> None:
     assert coordinate({0: row(setting="beta' 0.2", beta=0.2)}, "beta'") == 0.2
     with pytest.raises(MissingError, match="t of spl/tau 1/0/test"):
         coordinate({0: row()}, "t")
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.7, 0.6, 0.50, 0.495, 0.491), True),  # falls by 0.2, then by 0.009 < 0.05 * 0.2
+        ((0.7, 0.6, 0.50, 0.495, 0.489), False),  # by 0.011
+        ((0.7, 0.6, 0.50, 0.505, 0.509), True),  # rises by 0.009
+        ((0.7, 0.6, 0.50, 0.52, 0.55), False),  # rises on
+        ((0.7, 0.7, 0.71, 0.70, 0.69), False),  # has not fallen by the middle
+    ],
+)
+def test_plateau(losses, expected) -> None:
+    assert on_plateau({"curves": {"step": [0, 10, 20, 30, 40], "eval/loss": losses}}) is expected
+    assert on_plateau({}) is False and on_plateau({"curves": {}}) is False
 
 
 def test_a_metric_that_is_not_there_names_the_cell() -> None:

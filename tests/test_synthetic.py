@@ -149,6 +149,25 @@ def test_grade_command_deals_the_grades_in_turn(tmp_path: Path) -> None:
     assert test[0] == {"prompt": "5?", "answer": 7, "key": "5", **grade}
 
 
+def test_problems_with_one_sum_are_graded_once(tmp_path: Path) -> None:
+    """Of two with the key 0 the first counts: the validation problem is not tested again."""
+    keys, right = ["0", "1", "2", "0", "3", "4", "5"], [16, 1, 0, 16, 16, 1, 0]
+    rows = [{"prompt": f"{i}?", "answer": 7, "key": key} for i, key in enumerate(keys)]
+    samples = [
+        {"index": i, "completions": [RIGHT] * count + [WRONG] * (16 - count)}
+        for i, count in enumerate(right)
+    ]
+    command = ["grade", "--problems", write_jsonl(tmp_path / "problems.jsonl", rows)]
+    command += ["--samples", write_jsonl(tmp_path / "s", samples), "--each", "1", "--out"]
+    main([*command, str(tmp_path)])
+    validation, test = (read_jsonl(tmp_path / f"{name}.jsonl") for name in FILES)
+    assert [row["prompt"] for row in validation + test] == ["0?", "1?", "2?", "4?", "5?", "6?"]
+    command[2] = str(tmp_path / "test.jsonl")
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path)])
+    assert read_jsonl(tmp_path / "test.jsonl") == test
+
+
 @pytest.mark.parametrize(
     ("samples", "flags", "message"),
     [
@@ -158,6 +177,11 @@ def test_grade_command_deals_the_grades_in_turn(tmp_path: Path) -> None:
         ('\n{"index": 9, "completions": ["x"]}\n', [], "s:2: expected an index below 1"),
         ('{"index": 0, "completions": []}\n', [], "s:1: expected an index not yet seen, with"),
         ('{"index": 0, "completions": [5]}\n', [], "s:1: completions: expected a text"),
+        (
+            '{"index": 0, "completions": ["x"], "finish_reasons": []}\n',
+            [],
+            "s:1: finish_reasons: expected one for each completion",
+        ),
         ('{"index": 0, "completions": ["x"]}\n', [], "expected 100 easy problems, got 0"),
         ("", ["--each", "0"], "--each expects 1 or more, got 0"),
     ],
