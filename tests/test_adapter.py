@@ -12,9 +12,12 @@ import transformers
 
 from model.adapter import add_adapter, fill_adapter, load_policy, save_adapter
 from model.checkpoint import load_model
-from model.lora import TARGETS, adapters_disabled, add_lora
+from model.lora import TARGETS, adapters_disabled, add_lora, lora_layers
+from tests.conftest import ROOT
 from tests.test_lora import scatter, small_model
 from tests.test_transformer import save_witness
+
+TINY = ROOT / "data" / "tiny"
 
 
 def with_adapter(model, folder):
@@ -63,6 +66,16 @@ def test_adapter_survives_a_round_trip_bit_for_bit(tmp_path):
     again = with_adapter(small_model(), tmp_path)
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_in_half_precision_an_adapter_stays_beside_the_weights(tmp_path):
+    """bfloat16 would round most of it away: W = 1 plus B A = 2^-9 is 1."""
+    add_lora(model := load_model(TINY), rank=2, alpha=4.0)
+    scatter(model)
+    save_adapter(model, tmp_path, str(TINY))
+    layers = dict(lora_layers(load_policy(TINY, tmp_path, torch.bfloat16, "cpu")))
+    for name, layer in lora_layers(model):
+        assert torch.equal(layers[name].lora_B, layer.lora_B) and layers[name].scale == layer.scale
 
 
 def test_an_adapter_on_an_adapter_is_saved_as_one(tmp_path):

@@ -20,6 +20,7 @@ from eval.calibration import (
     brier_score,
     calibrated_error,
     calibration_metrics,
+    confidence_metrics,
     correctness,
     debiased_calibration_error,
     expected_calibration_error,
@@ -343,6 +344,14 @@ def test_metrics_by_hand():
     assert mass["ece"] == mass["ece_mass"] == values["ece_mass"]
     low, high = wilson_interval([1, 0, 1])
     assert interval_row(metrics["accuracy"]) == {"value": 2 / 3, "low": low, "high": high}
+
+
+def test_the_number_of_bins_is_that_of_both_errors():
+    """0.9 right and 0.6 wrong: one bin of mass has |1/2 - 3/4| = 1/4, two have 0.1 and 0.6."""
+    for bins, expected in ((1, 0.25), (2, 0.35)):
+        metrics = confidence_metrics(np.array([0.9, 0.6]), np.array([1.0, 0.0]), bins)
+        found = metrics["ece_mass"]
+        assert found.compute(found.rows) == pytest.approx(expected)
 
 
 def test_metrics_do_not_depend_on_what_the_options_hold_together():

@@ -22,6 +22,7 @@ from eval.choices import (
     ChoiceConfig,
     Question,
     Task,
+    ask_model,
     check_ids,
     encode_questions,
     run_choices,
@@ -29,7 +30,9 @@ from eval.choices import (
 )
 from model import score
 from model.checkpoint import load_model
+from model.lora import add_lora
 from tests.conftest import ROOT
+from tests.test_lora import scatter, small_model
 
 TINY = ROOT / "data" / "tiny"
 PROBLEMS = [
@@ -177,6 +180,23 @@ def test_two_ranks_share_the_forwards(config, tmp_path):
 
 # ------------------------------------------------------------------------------------------------
 # tokens
+
+
+def test_scores_of_another_adapter_or_behind_another_prompt_are_not_kept(tmp_path):
+    add_lora(model := small_model(), rank=2, alpha=4.0)
+    questions = [Question(i, "logps", "", (" A",), "g") for i in range(2)]
+    task = Task("t", [{}, {}], questions, make_item, metric_values)
+
+    def score(last: int) -> None:
+        ids = [[1, 2], [1, last]], [[[7, 8]]] * 2
+        ask_model(model, task, *ids, [0, 0], tmp_path / "logps.jsonl")
+
+    score(3)
+    with pytest.raises(ValueError, match=r"made otherwise \(prompts"):
+        score(4)
+    scatter(model)
+    with pytest.raises(ValueError, match=r"made otherwise \(weights"):
+        score(3)
 
 
 def test_where_prompt_and_choices_part():

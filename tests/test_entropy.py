@@ -16,10 +16,12 @@ from data.rows import read_rows
 from data.tokenizer import load_tokenizer
 from eval.entropy import agreement, encode_rows, score_texts
 from model.checkpoint import load_model
+from model.lora import add_lora
 from model.reference import hash_weights
 from model.samples import Drawing, write_samples
 from model.sampling import PLAIN
 from model.transformer import Transformer
+from tests.test_lora import scatter, small_model
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(ROOT / "data" / "tiny")
@@ -136,6 +138,17 @@ def test_rows_that_are_there_are_kept(policy, drawn, tmp_path: Path) -> None:
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in whole]
     with pytest.raises(ValueError, match=r"made otherwise .texts"):
         score_texts(policy, prompts, [some[:2] for some in completions], out)
+
+
+def test_scores_of_another_adapter_or_behind_another_prompt_are_not_kept(tmp_path: Path) -> None:
+    add_lora(model := small_model(), rank=2, alpha=4.0)
+    file = tmp_path / "scored.jsonl"
+    score_texts(model, [[5, 6]], [[[7, 8]]], file)
+    with pytest.raises(ValueError, match=r"made otherwise \(texts"):
+        score_texts(model, [[5, 9]], [[[7, 8]]], file)
+    scatter(model)
+    with pytest.raises(ValueError, match=r"made otherwise \(weights"):
+        score_texts(model, [[5, 6]], [[[7, 8]]], file)
 
 
 def test_what_cannot_be_scored_is_named(policy, tmp_path: Path) -> None:

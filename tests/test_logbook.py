@@ -32,6 +32,13 @@ def test_means_weigh_every_element_alike():
     assert Means().read() == {}
 
 
+def test_means_are_taken_in_float64():
+    """float32 has no 16777217."""
+    means = Means()
+    means.add({"loss": torch.tensor([2.0**24 + 1], dtype=torch.float64)}, [0])
+    assert means.read() == {"loss": 2.0**24 + 1}
+
+
 def test_the_pair_that_is_not_finite_is_found():
     means = Means()
     means.add({"loss": torch.tensor([1.0, 2.0]), "entropy": torch.full((5,), math.nan)}, [4, 5])

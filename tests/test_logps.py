@@ -102,6 +102,21 @@ def test_its_gradient_is_formed_before_rounding(gap):
     assert hidden.grad[0].tolist() == pytest.approx([p_other, -p_other], rel=2**-8)
 
 
+def test_a_trained_head_s_gradient_is_summed_in_float32():
+    """Weights of 0, so that p = 1/2: 257 rows of 1 make 128.5, which bfloat16 does not have."""
+    head = torch.zeros(2, 1, requires_grad=True)
+    hidden = torch.ones(257, 1, dtype=torch.bfloat16)
+    token_logps(hidden, head, torch.zeros(257, dtype=torch.int64)).logps.sum().backward()
+    assert head.grad.flatten().tolist() == [128.5, -128.5]
+
+
+def test_a_gradient_is_scaled_before_rounding():
+    """3 * (1 + 2^-8) = 3.0117, in bfloat16 3.015625; a scale that is rounded first is 1."""
+    scale = torch.tensor([1 + 2.0**-8])
+    scaled = logps.scale_rows(torch.tensor([[3.0]], dtype=torch.bfloat16), scale)
+    assert scaled.dtype == torch.bfloat16 and scaled.item() == 3.015625
+
+
 def test_a_hardly_possible_target():
     """p_y = e^-200 is no float32 at all; its log-probability is."""
     stats = token_logps(torch.tensor([[0.0, 200.0]]), torch.eye(2), torch.tensor([0]))

@@ -192,6 +192,21 @@ def test_logged_terms_add_up(objective):
     assert torch.equal(terms["logps/chosen"], four[0]) and torch.equal(terms["loss"], losses)
 
 
+def test_ipo_is_per_token():
+    """Sums -10 over 5 tokens and -6 over 2 against -5 and -8: means -2, -3 and -1, -4. The ratios
+    are -1 and 1, their difference -2: at beta 0.5 the loss is (-2 - 1)^2 = 9."""
+    policy, reference = torch.tensor([-10.0, -6.0]), torch.tensor([-5.0, -8.0])
+    losses, _ = objective_loss("ipo", policy, reference, torch.tensor([5.0, 2.0]), None, 0.5)
+    assert losses.tolist() == pytest.approx([9])
+
+
+def test_a_margin_of_0_is_not_accurate():
+    logps = torch.tensor([-3.0, -4.0])
+    _, terms = objective_loss("dpo", logps, logps, torch.ones(2), None, 0.1)
+    assert terms["rewards/accuracies"].tolist() == [0]
+    assert reward_objective(torch.ones(2))[1]["rewards/accuracies"].tolist() == [0]
+
+
 # ------------------------------------------------------------------------------------------------
 # f-DPO
 

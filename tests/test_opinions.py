@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.pairs import first_turn, read_pairs, split_by_first_turn
 from data.tokenizer import load_tokenizer
 from eval import opinions
 from eval.opinions import count_labels, metric_values, theory_log_odds
@@ -200,6 +201,16 @@ def test_labels_are_counted_as_the_run_saw_them(tmp_path) -> None:
     assert (counted["first_preferred"], counted["labels"]) == (15, 20)
 
 
+def test_labels_are_those_of_the_run_s_own_seed(tmp_path) -> None:
+    """Half of the questions are held out, by the seed: those of seed 1 are not those of seed 0."""
+    file = write_jsonl(tmp_path / "a.jsonl", [pair for row in ROWS for pair in pairs_of(row, 1, 2)])
+    pairs = read_pairs(file, "dpo", log=lambda text: None)
+    kept = [{first_turn(pair) for pair in split_by_first_turn(pairs, 0.5, seed)[0]}
+            for seed in (0, 1)]  # fmt: skip
+    counted = count_labels(ROWS, (file,), RUN | {"eval_fraction": 0.5, "seed": 1})
+    assert {row["prompt"] for row in counted if row["labels"]} == kept[1] != kept[0]
+
+
 def test_a_question_that_was_held_out_has_no_labels(tmp_path) -> None:
     """A run that holds out a share of its prompts holds a question out with all its labels."""
     data = [pair for row in ROWS for pair in pairs_of(row, 1, 2)]
@@ -241,6 +252,13 @@ def test_metrics_by_hand() -> None:
     assert values["mass"] == [0.5] * 3 and values["reference_mass"] == [0.9] * 3
     for name, expected in (("slope", 0.5), ("correlation", 1.0)):
         assert values[name].compute(values[name].rows) == pytest.approx(expected)
+
+
+def test_a_policy_against_the_majority_by_hand() -> None:
+    """Of 80 in 100 for the first answer the policy gives it sigmoid(-1) = 0.268941."""
+    item = {"theory_log_odds": None, "policy_log_odds": -1.0, "p": 0.8}
+    item |= {"policy_mass": 1.0, "reference_mass": 1.0}
+    assert metric_values([item])["majority"] == pytest.approx([0.268941], abs=1e-6)
 
 
 def test_the_order_of_the_answers_does_not_matter() -> None:

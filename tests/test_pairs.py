@@ -415,6 +415,13 @@ def test_flip_labels() -> None:
             flip_labels(pairs, fraction, seed=0)
 
 
+@pytest.mark.parametrize(("count", "share", "flipped"), [(5, 0.3, 2), (100, 0.29, 29)])
+def test_a_share_of_labels_is_rounded(count: int, share: float, flipped: int) -> None:
+    """0.3 of 5 is 1.5, and 0.29 of 100 is 28.999999999999996 in float64."""
+    pairs = [Pair((), "a", "b", str(i)) for i in range(count)]
+    assert sum(pair.chosen == "b" for pair in flip_labels(pairs, share, 0)) == flipped
+
+
 def test_labels_are_flipped_in_training_alone(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}?", "chosen": "good", "rejected": "bad"} for i in range(4)]
     file = write_rows(tmp_path / "a.jsonl", *rows)

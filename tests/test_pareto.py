@@ -239,6 +239,27 @@ def test_training_seeds_are_drawn_anew() -> None:
     assert (point.diversity == point.quality).all()  # the same run for both axes
 
 
+def test_settings_share_the_seeds_that_are_drawn() -> None:
+    """Runs 0 and 1 of one setting, 0.1 less of the other, seed by seed."""
+
+    def run(value: float) -> dict[str, Measured]:
+        one = Measured(dict.fromkeys(("value", "low", "high"), value), None, None)
+        return {"quality": one, "diversity": one}
+
+    settings = {("f", "a"): [run(0.0), run(1.0)], ("f", "b"): [run(-0.1), run(0.9)]}
+    a, b = make_points(settings, seed=0)
+    assert a.quality - b.quality == pytest.approx(0.1)
+
+
+def test_the_area_of_what_is_minimised() -> None:
+    """Quality is a loss of 3, at most 5 counts; diversity is 4: (5 - 3) * (4 - 0) = 8."""
+    config = ParetoConfig(quality="q", diversity="d", minimise=("quality",),
+                          reference_quality=5, reference_diversity=0)  # fmt: skip
+    result = compare([Point("f", "A", 1, fixed(3), fixed(4))], config)
+    assert result["families"]["f"]["hypervolume"]["value"] == 8
+    assert result["reference"] == {"quality": 5, "diversity": 0}
+
+
 def test_a_run_in_two_families_is_one_point() -> None:
     """As DPO is SPL at tau 1: neither dominates the other in any draw, whatever the noise."""
     row = {"value": 0.5, "low": 0.4, "high": 0.6}

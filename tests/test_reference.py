@@ -6,6 +6,8 @@ pytest tests/test_reference.py
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from data.packing import epoch_batches, pack_pairs
 from data.pairs import TokenPair
@@ -48,6 +50,18 @@ def test_cache_is_written_by_pair_whatever_the_batches(tmp_path):
             model, "weights", pairs, [], folder, "cpu"
         )  # nothing is computed
         assert torch.equal(logps, again)
+
+
+def test_a_cache_that_is_whole_and_not_what_was_written_is_computed_again(tmp_path, capsys):
+    model, pairs = small_model(), random_pairs(97, SIZES)
+    given = model, "weights", pairs, list(epoch_batches(pairs, 1000)), tmp_path, "cpu"
+    logps = cached_reference_logps(*given)
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, framework="pt") as reader:
+        about = reader.metadata()
+    save_file({"logps": logps + 1}, file, about)
+    assert torch.equal(cached_reference_logps(*given), logps)
+    assert "it is not what was written" in capsys.readouterr().out
 
 
 def test_a_pair_that_no_batch_holds_is_noticed(tmp_path):

@@ -652,7 +652,7 @@ def test_many_samples_stay_exact():
         ({"dtype": "int8"}, ValueError, "--dtype expects one of float32"),
         ({"shard": True}, ValueError, "--shard needs more than one rank"),
         (
-            {"data": str(TINY), "relabel": str(TINY / "train.jsonl")},
+            {"data": str(TINY / "eval.jsonl"), "relabel": str(TINY / "eval.jsonl")},
             ValueError,
             "--relabel .* would overwrite",
         ),

@@ -4,13 +4,15 @@ python -m pytest tests/test_split.py
 """
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from data import split
 from data.pairs import Pair, first_turn, read_pairs, split_by_first_turn
 from data.prompts import read_prompts
-from data.split import main
+from data.split import at_most, main
 from tests.conftest import ROOT
 
 TRAIN = ROOT / "data" / "tiny" / "train.jsonl"
@@ -63,6 +65,19 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys) -> None:
     assert "would overwrite" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
     assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+def test_some_pairs_are_drawn_from_all_by_the_seed(conversations, tmp_path, monkeypatch) -> None:
+    """Every one of ten can be among three; and of the same sides two seeds take other pairs."""
+    drawn = [at_most(range(10), 3, random.Random(seed)) for seed in range(40)]
+    assert {i for some in drawn for i in some} == set(range(10))
+    assert all(len(set(some)) == 3 for some in drawn)
+    monkeypatch.setattr(split, "split_by_first_turn", lambda pairs, *_: (pairs[:90], pairs[90:]))
+    for seed in "01":
+        flags = ["--data", conversations, "--pairs", "30", "--seed", seed]
+        main([*flags, "--out", str(tmp_path / seed)])
+    texts = [(tmp_path / seed / "train.jsonl").read_text() for seed in "01"]
+    assert texts[0] != texts[1]
 
 
 def test_a_side_depends_on_the_first_turn_and_the_seed_alone() -> None:

@@ -280,6 +280,29 @@ def test_runs_that_were_still_learning_are_counted() -> None:
     assert judge(a_test(), rows=rows).note == ""
 
 
+@pytest.mark.parametrize("other", [{"family": "h_dpo"}, {"process": "calm"}])
+def test_runs_of_other_families_and_processes_are_not_counted(other) -> None:
+    """They carry the same label, and have not settled."""
+    rows = made()
+    for end, more in ((0.5, {}), (0.4, other)):
+        curves = {"step": [0, 1, 2], "eval/loss": [1.0, 0.5, end]}
+        rows += [row(**{"family": "spl", "setting": "tau 2", "seed": seed, "kind": "train",
+                        "curves": curves, "tau": 2, "beta": 0.1} | more)
+                 for seed in range(3)]  # fmt: skip
+    found = judge(a_test(), rows=rows, process=None, plan="noise", needs_plateau=True)
+    assert found.note == ""
+
+
+def test_of_several_settings_the_furthest_on_the_expected_side_is_shown() -> None:
+    """Below 5 are -1 at tau 0.5 and 2 at tau 2: the furthest below is -1. A setting that is missing
+    was still one of two looks."""
+    a = {"family": "spl", "beta": 0.1, "tau": [0.5, 2]}
+    (found,) = judge(a_test(a=a, any=True, expected="<", threshold=5)).tests
+    assert found.value == pytest.approx(-1) and "furthest: tau 0.5" in found.text
+    (found,) = judge(a_test(a={**a, "tau": [0.5, 7]}, any=True)).tests
+    assert found.confidence == 0.975
+
+
 def test_the_base_policy_has_seen_no_labels() -> None:
     """Measured once, for no process, it counts for each."""
     rows = [{**one, "process": None} if one["kind"] == "base" else one for one in made()]

@@ -228,3 +228,23 @@ def test_completions_needed_as_a_share() -> None:
     short = {0: row(problems={**PROBLEMS, "n": 3, "correct": [0, 3, 0]})}
     with pytest.raises(MissingError, match="pass@4/hard of spl/tau 1/0/test"):
         samples_share(short, theirs, [0], "pass@4/hard")
+
+
+def test_draws_have_as_many_of_each_grade_whatever_is_compared() -> None:
+    """Of an easy and a hard problem all draws are the same: no interval where grades part.
+
+    Ours, 4 and 0 of 4 right, have pass@k 1/2; theirs, 2 and 2, have 1/2, 5/6, 1, 1. They need 3
+    completions for pass@4, ours never get there and count 5. Gaps of 0 and -1 make an ECE of 1/2.
+    """
+    two = {**PROBLEMS, "difficulty": ["easy", "hard"]}
+    ours, theirs = ({0: row(problems={**two, "correct": c})} for c in ([4, 0], [2, 2]))
+    assert samples_share(ours, theirs, [0], "pass@4") == pytest.approx(5 / 3)
+    sure = row(problems={**two, "majority": [1.0, 0.0], "confidence": [1.0, 1.0]})
+    assert row_numbers([sure], "ece") == pytest.approx(0.5)
+
+
+def test_means_that_differ_in_their_last_bits_are_equal() -> None:
+    """2, 3 and 8 of 9 right, and 8, 3 and 2: pass@1 is 13/27 of both."""
+    three = {**PROBLEMS, "difficulty": [None] * 3, "n": 9}
+    ours, theirs = ({0: row(problems={**three, "correct": c})} for c in ([2, 3, 8], [8, 3, 2]))
+    assert samples_share(ours, theirs, [0], "pass@1")[0, 0] == 1

@@ -133,6 +133,14 @@ def test_what_depends_on_the_number_of_completions_is_compared_at_equal_ones() -
             metric_values(found[2], name)
 
 
+def test_the_reference_is_that_of_the_process_s_source() -> None:
+    """Two have as many problems and completions."""
+    base, other = (row("base", "base", kind="base", source=source, problems=PROBLEMS)
+                   for source in ("tiny", "width 64"))  # fmt: skip
+    test = row(problems=PROBLEMS, process="verdict", source="tiny")
+    assert process_rows([base, other, test], "verdict") == [base, test]
+
+
 def test_seeds_that_all_have_and_the_only_base() -> None:
     ours, theirs = ({s: row(seed=s) for s in some} for some in ((0, 1, 2), (1, 2, 3)))
     base = {0: row("base", "base", kind="base")}

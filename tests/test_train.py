@@ -30,8 +30,15 @@ from model.logbook import read_records
 from model.objective import WITH_ALPHA
 from model.run import write_run_config
 from tests.conftest import ROOT
+from tests.test_lora import scatter
 from tests.test_transformer import random_pairs, save_witness
-from train import TrainConfig, build_policy, learning_rate
+from train import (
+    TrainConfig,
+    build_policy,
+    compute_losses,
+    learning_rate,
+    loss_normaliser,
+)
 
 SHARD = "shard-00000-of-00001.safetensors"
 
@@ -352,6 +359,41 @@ def load_and_score(model: Path, adapter: Path | None) -> float:
     with torch.no_grad():
         logps = [total_logp(policy, p.prompt_ids, p.chosen_ids) for p in pairs_of()]
     return sum(logps) / len(logps)
+
+
+def test_the_likelihood_term_is_trained(folder):
+    """At the reference the loss's slope in log pi(y_w) is -beta / 2 of DPO and -0.5 / |y_w|."""
+    config, pairs = settings(folder, sft_weight=0.5), pairs_of(3)
+    model, batch = build_policy(config, torch.float32, "cpu"), pack_pairs(pairs, [0, 1, 2])
+    compute_losses(config, model, batch, None)[0].sum().backward()
+    ours = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()  # to none: the tensors above stay
+    chosen, rejected = batch.sum_by_sequence(model(batch=batch).logps).chunk(2)
+    (-0.05 * (chosen - rejected) - 0.5 * chosen / batch.lengths[:3]).sum().backward()
+    for name in ours:
+        expected = model.get_parameter(name).grad
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_losses_are_divided_by(folder):
+    """Pairs; for sft the tokens of the chosen completions."""
+    pairs = random_pairs(97, [(3, 5, 0), (9, 1, 0), (1, 7, 0)])
+    assert loss_normaliser(settings(folder, objective="sft"), pairs, [0, 2]) == 12
+    assert loss_normaliser(settings(folder), pairs, [0, 2]) == 2
+
+
+def test_dropout_depends_on_the_seed(folder):
+    """One step on all pairs, whose order then does not count; B is not 0."""
+    losses = []
+    for seed in (0, 1):
+        changes = {"objective": "sft", "lora_dropout": 0.5, "batch_size": 10, "max_steps": 1}
+        config = settings(folder, **changes, seed=seed, out_dir=str(folder / str(seed)))
+        model = build_policy(dataclasses.replace(config, seed=0), torch.float32, "cpu")
+        scatter(model)
+        Path(config.out_dir).mkdir()
+        train.train(config, model, without_rejected(pairs_of()), [], Path(config.out_dir), "cpu")
+        losses.append(read_records(Path(config.out_dir) / "metrics.jsonl")[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -225,6 +225,16 @@ def test_hand_written_backward_passes_are_those_of_finite_differences():
     torch.autograd.gradcheck(Gated.apply, (random_float64(3, 8), random_float64(3, 8) * 2))
 
 
+def test_positions_are_exact_in_half_precision():
+    """bfloat16 has neither 1001 nor 1003; their angles are rounded once, behind the cosine."""
+    config = ModelConfig(97, 32, 48, 2, 4, 2, 8)
+    positions = torch.tensor([1001, 1003])
+    rough = rotary_tables(config, positions, torch.bfloat16)
+    exact = rotary_tables(config, positions, torch.float32)
+    for one, two in zip(rough, exact, strict=True):
+        torch.testing.assert_close(one.float(), two, rtol=0, atol=2**-8)
+
+
 def test_the_norm_of_half_precision_is_taken_in_float32():
     """Forward and backward within bfloat16's rounding of float64 on the same rounded inputs."""
     x, weight = random_float64(5, 64).detach(), random_float64(64).detach()
