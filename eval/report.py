@@ -160,8 +160,9 @@ def run_html(study: Study) -> str:
     about, rows = study.about, study.rows
     policies = [row for row in rows if row["kind"] in (*MEASURED, "train")]
     seeds = sorted({row["seed"] for row in policies if row["kind"] != "base"})
+    planned = sum(planned_cells(study).values())
     cards = {
-        "cells done": str(len(rows)),
+        "cells done": f"{len(rows)} of {planned}" if planned > len(rows) else str(len(rows)),
         "settings: policies, and ways to draw from them": str(len(settings_of(policies))),
         "seeds" if len(seeds) > 1 else "seed: intervals are over problems only": str(len(seeds)),
         "completions of each test problem, at most": str(samples_of(rows) or "none"),
@@ -183,10 +184,16 @@ def settings_of(rows: Sequence[Row]) -> set[tuple]:
     return {(row.get("process"), row["family"], row["setting"]) for row in rows}
 
 
+def planned_cells(study: Study) -> Mapping[str, int]:
+    """How many of each kind; none where study.json does not say."""
+    cells = study.about.get("cells")
+    return cells if isinstance(cells, Mapping) else {}
+
+
 def kinds_table(study: Study) -> str:
     """Cells by kind: planned, done, missing (not run yet, or failed)."""
-    cells = study.about.get("cells")
-    if not isinstance(cells, Mapping):
+    cells = planned_cells(study)
+    if not cells:
         return ""
     done = Counter(row["kind"] for row in study.rows)
     lines = [

@@ -76,7 +76,7 @@ def test_what_was_run_counts_cells_planned_and_missing(monkeypatch, tmp_path):
     (tmp_path / "cut" / "study.json").write_text(json.dumps(about))
     text = page_of(monkeypatch, tmp_path, tmp_path / "cut")
     assert f"<td>test</td><td>{len(tests)}</td><td>{len(tests) - 5}</td><td>5</td>" in text
-    assert f"<b>{len(left)}</b><span>cells done</span>" in text
+    assert f"<b>{len(left)} of {len(made)}</b><span>cells done</span>" in text
     assert "<td>--batch_size 16</td><td>0.0001, 0.0003</td><td>validation:pass@1</td>" in text
     seconds = sum(row["seconds"] for row in left)
     assert f"<b>{seconds / 3600:.3g}</b><span>hours" in text
