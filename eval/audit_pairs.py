@@ -239,7 +239,7 @@ def logged(config: AuditConfig, rows: Sequence[dict[str, float]]) -> dict[str, f
               "tokenizer")  # fmt: skip
     if config.run is None or config.on != "eval":
         return None
-    if any(getattr(config, name) is not None for name in others):
+    if any(getattr(config, name) not in (None, "") for name in others):
         return None
     records = [r for r in read_records(Path(config.run) / "metrics.jsonl") if "eval/loss" in r]
     if not records:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.study_cells import FLAT, Cell, folder_of
+from eval.study_cells import Cell, folder_of
 from eval.study_plans import TINY, Control, Grid, Method, Plan, Process, Source, spl
 
 TOKEN_LIMIT = "100"  # of a solution; the longest right one has about 60

@@ -29,11 +29,15 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.packed is not None:
             return onednn_linear(x, self.packed, bias)
-        weight = self.weight.to(x.dtype)
-        drawing = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
-        if drawing and x.device.type == "cpu" and onednn_takes(x.dtype):
-            return onednn_linear(x, weight, bias)
-        return F.linear(x, weight, bias)
+        return linear(x, self.weight.to(x.dtype), bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear; by oneDNN where a CPU draws tokens."""
+    drawing = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    if drawing and x.device.type == "cpu" and onednn_takes(x.dtype):
+        return onednn_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.linear import linear
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -37,6 +39,8 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return self.base(x)
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if torch.is_inference_mode_enabled():
+            return self.base(x) + self.scale * linear(linear(x, A), B)
         if self.dropout and self.training:
             low = F.dropout(x, self.dropout) @ A.T  # (..., R)
             return self.base(x) + self.scale * low @ B.T  # (..., out)
