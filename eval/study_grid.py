@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.study_cells import Cell, folder_of
 from eval.study_plans import TINY, Control, Grid, Method, Plan, Process, Source, spl
+from eval.study_values import FLAT
 
 TOKEN_LIMIT = "100"  # of a solution; the longest right one has about 60
 DRAWN = 512  # completions of a problem, of which the resampled control keeps KEPT
