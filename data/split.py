@@ -29,9 +29,10 @@ def draw_prompts(pairs: Sequence[Pair], count: int | None, rng: random.Random) -
     """`count` pairs with different first turns; ValueError where there are fewer.
 
     None takes PROMPTS of them, or all where there are no more. In their prompts user and assistant
-    take turns, which some chat formats ask for.
+    take turns, which some chat formats ask for, and the user's last message says something.
     """
     some = [pair for pair in rng.sample(pairs, len(pairs)) if takes_turns(pair.prompt)]
+    some = [pair for pair in some if pair.prompt[-1]["content"].strip()]
     some = list({first_turn(pair): pair for pair in some}.values())
     if count is not None and count > len(some):
         raise ValueError(

@@ -1,6 +1,7 @@
 r"""The embedded default, data/tiny: word problems and questions of opinion, from nothing, on a CPU.
 
-Every command is seeded and can be run again; together they make data/tiny:
+Every command is seeded and can be run again; together they make data/tiny (its validation.jsonl and
+test.jsonl are older than a rule of `write_graded`):
 
     python -m data.synthetic corpus --out runs/corpus --seed 0
     python train.py --objective sft --init runs/corpus/config.json --data runs/corpus/sft.jsonl \
@@ -216,7 +217,7 @@ def write_graded(problems: Path, samples: Path, out: Path, each: int) -> None:
     """validation.jsonl and test.jsonl in `out`, with `each` problems of each grade in both.
 
     Of problems with the same sum the first counts. (data/tiny is older: 26 of its 150 test problems
-    have the sum of a validation problem, 17 that of another test problem.)
+    have the sum of a validation problem, 17 that of an earlier test problem.)
     """
     if each < 1:
         raise ValueError(f"--each expects 1 or more, got {each}")

@@ -326,6 +326,7 @@ def in_lockstep(model: nn.Module) -> Iterator[None]:
     # FSDP2 keeps the buffers of its first forward: inference mode's could not be filled outside it
     with torch.inference_mode(False), torch.no_grad():
         model(token)
+    drop_gathered(model)
     forwards = itertools.count(1)
 
     def forget() -> None:

@@ -56,6 +56,15 @@ def test_conversations_that_begin_alike_stay_on_one_side(conversations, tmp_path
     assert len(set(asked)) == 20 and set(asked) <= sides[1]
 
 
+def test_prompts_that_say_nothing_at_their_end_are_not_drawn(tmp_path) -> None:
+    """HH's with a blank last turn, one of two, are pairs to train on and no prompts to answer."""
+    rows = [transcript(f"q{i}", *(("a", " ") if i % 2 else ())) for i in range(40)]
+    main(["--data", write(tmp_path / "hh.jsonl", rows), "--out", str(tmp_path), "--heldout", "0.5"])
+    held_out, prompts = read(tmp_path / "eval.jsonl"), read_prompts(tmp_path / "prompts.jsonl")
+    assert 0 < len(prompts) < len(held_out)
+    assert all(prompt.messages[-1]["content"].startswith("q") for prompt in prompts)
+
+
 def test_what_is_read_is_not_overwritten(tmp_path, capsys) -> None:
     """A folder with a train.jsonl, split into itself."""
     rows = [transcript(f"q{i}") for i in range(20)]
