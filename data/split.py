@@ -53,8 +53,9 @@ def at_most(pairs: Sequence[Pair], count: int | None, rng: random.Random) -> lis
 
 
 def write_split(a: argparse.Namespace) -> None:
+    inputs = data_files(a.data)
     for name in FILES:
-        refuse_overwriting(a.out / f"{name}.jsonl", data_files(a.data), f"--out {a.out}")
+        refuse_overwriting(a.out / f"{name}.jsonl", inputs, f"--out {a.out}")
     pairs = read_pairs(a.data, "dpo")
     training, held_out = split_by_first_turn(pairs, a.heldout, a.seed)
     if not training or not held_out:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 BLOCK = 256  # tokens whose weights are summed together
 CACHED = 2**18  # logits at a time on a CPU: what is made of them stays in its cache
-
-
 LEAST_TEMPERATURE = 1e-6  # logits divided by less would leave float32
 
 
