@@ -10,7 +10,7 @@
 A prompt file has one prompt a line (.txt), or one object a line (.jsonl, .jsonl.gz) with `prompt`
 (a text, or messages), `messages` or `question`. A row of the results:
 
-    {"index": row of the prompt file, from 0, "prompt": as given, "completions": [text, ...],
+    {"index": number of the prompt, from 0, "prompt": as given, "completions": [text, ...],
      "tokens": [count, ...], "logps": [sum over the tokens, at temperature 1, ...],
      "finish_reasons": ["stop" or "length", ...]}
 

@@ -58,7 +58,7 @@ from model.logbook import (
     write_record,
 )
 from model.logps import HeadOptions
-from model.lora import TARGETS
+from model.lora import TARGETS, dropout_seed
 from model.objective import (
     ONE_MODEL,
     TWO_TERMS,
@@ -180,8 +180,8 @@ def main() -> None:
     goes_on = config.resume or parallel.restarts() > 0
     out_dir = choose_out_dir(config.out_dir, name, goes_on, [p for p in inputs if p])
     out_dir = Path(parallel.gather_json(str(out_dir))[0])
+    config = dataclasses.replace(config, out_dir=str(out_dir))
     alpha = fill_alpha(config.objective, config.alpha, config.beta)
-    config = dataclasses.replace(config, out_dir=str(out_dir), alpha=alpha)
     if config.objective in TWO_TERMS:
         weights = coefficients(config.objective, alpha, config.beta)
         print("{}: policy_coef {:g}, reference_coef {:g}, tau {:.4g}".format(
@@ -196,7 +196,7 @@ def main() -> None:
             out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out_dir, goes_on))
             if not (out_dir / "metrics.jsonl").exists():
-                write_run_config(config, out_dir, device=device, dtype=str(dtype))
+                write_run_config(config, out_dir, device=device, dtype=str(dtype), alpha=alpha)
                 (out_dir / "metrics.jsonl").touch()  # from here on the folder holds a run
         train(config, model, pairs, eval_pairs, out_dir, device)
         save_policy(config, model, tokenizer, chat_format, out_dir)
@@ -393,7 +393,7 @@ def train(
     log = StepLog(metrics_file, bar, pairs, device)
     skip = torch.zeros((), device=trained[0].device)  # 1 from the first step on that is no number
     for step in bar:
-        torch.manual_seed(config.seed + step + (rank << 32))  # dropout, where there is any
+        torch.manual_seed(dropout_seed(config.seed, step, rank))  # read with --lora_dropout alone
         model.train()
         lr = learning_rate(config, step, total_steps)
         for group in optimizer.param_groups:
@@ -484,7 +484,7 @@ def compute_losses(
         policy_logps,
         ref_logps,
         batch.lengths,
-        config.alpha,
+        fill_alpha(config.objective, config.alpha, config.beta),
         config.beta,
         config.label_smoothing,
         config.divergence,

@@ -198,8 +198,14 @@ def bind_tokens(chat_format: ChatFormat, tokenizer: Tokenizer) -> ChatFormat:
 
 def mark_chat_format(path: Path, chat_format: ChatFormat) -> None:
     """Say in a policy's folder with which format it was trained, for `detect_chat_format`."""
-    config = read_config(path) | {"chat_format": chat_format.name}
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(path, read_config(path) | {"chat_format": chat_format.name})
+
+
+def write_config(path: Path, config: dict) -> None:
+    """Beside the file and renamed: a kill leaves the old one or the new one."""
+    partial = path / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path / CONFIG)
 
 
 def read_config(path: Path) -> dict:

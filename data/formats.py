@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 from data.chat import (
-    CONFIG,
     ChatFormat,
     detect_chat_format,
     mark_chat_format,
@@ -18,6 +17,7 @@ from data.chat import (
     read_template,
     recognise_template,
     stop_ids,
+    write_config,
 )
 from data.token_files import COPIED_FILES
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -88,8 +88,7 @@ def mark_formats(
     known = recognise_template(template) if template is not None else None
     if known is None or known.name != chat_format.name:
         (folder / "chat_template.jinja").unlink(missing_ok=True)
-        config = read_config(folder) | {"chat_template": jinja_template(chat_format)}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_config(folder, read_config(folder) | {"chat_template": jinja_template(chat_format)})
 
 
 def jinja_template(f: ChatFormat) -> str:

@@ -18,6 +18,7 @@ SYMBOLS = {
     "ipo": ("β", "β"),
     "robust": ("β", "β"),
 }
+AUDITED = tuple(SYMBOLS)  # objectives whose margin is a policy's term minus a reference's
 WEIGHTS = {"alpha": "α", "beta": "β", "label_smoothing": "ε", "sft_weight": "<i>s</i>"}
 CHOSEN, REJECTED = "<i>y</i><sub>w</sub>", "<i>y</i><sub>l</sub>"
 

@@ -13,6 +13,7 @@ from data.chat import ChatFormat
 from data.formats import read_formats
 from data.pairs import TokenPair, length_limits, read_split, tokenize_pairs
 from data.tokenizer import Tokenizer
+from eval.audit_equations import AUDITED
 from eval.audit_terms import Objective
 from model.adapter import load_policy
 from model.architecture import read_model_config
@@ -114,6 +115,11 @@ def read_settings(config: AuditConfig) -> Settings:
         merged["eval_data"] = config.eval_data
     try:
         settings = Settings(**merged)
+        if settings.objective not in AUDITED:
+            raise ValueError(
+                f"expected --objective to be one of {', '.join(AUDITED)}, whose equations the "
+                f"audit has (eval/audit_equations.py); got {settings.objective}"
+            )
         alpha = fill_alpha(settings.objective, settings.alpha, settings.beta)
         settings = replace(settings, alpha=alpha)
         settings.terms.coefficients  # noqa: B018 raises for weights and names that are none

@@ -16,6 +16,7 @@ import torch
 from data.chat import CHAT_FORMATS, read_template, recognise_template
 from data.formats import read_formats, tokenizer_folder
 from data.pairs import TokenPair, length_limits, read_pairs, tokenize_pairs
+from eval.audit_equations import AUDITED
 from eval.audit_terms import Objective
 from eval.findings import FAIL, HEADER, NOTE, Finding
 from eval.invariant_gradients import gradient_findings
@@ -23,7 +24,7 @@ from eval.invariant_numbers import number_findings, shortest
 from eval.invariant_texts import Texts, spread, text_findings
 from model.architecture import read_model_config
 from model.lora import TARGETS
-from model.objective import TWO_TERMS, fill_alpha
+from model.objective import fill_alpha
 from model.policy import fill_policy, shape_policy
 from model.run import choose_device
 from model.transformer import Transformer
@@ -90,7 +91,7 @@ def check_config(config: CheckConfig, pairs_limit: int) -> None:
         if not condition:
             raise ValueError(f"--{flag} expects {expected}, got {getattr(config, flag)!r}")
 
-    expect(config.objective in TWO_TERMS, "objective", f"one of {', '.join(TWO_TERMS)}")
+    expect(config.objective in AUDITED, "objective", f"one of {', '.join(AUDITED)}")
     formats = ("auto", *CHAT_FORMATS)
     expect(config.chat_format in formats, "chat_format", f"one of {', '.join(formats)}")
     expect(config.dtype in (None, "float32", "bfloat16"), "dtype", "float32 or bfloat16")

@@ -31,7 +31,10 @@ UNUSED = {  # flags that an objective gives no meaning to, and why
         ("alpha", "beta", "label_noise", "label_smoothing", "sft_weight", "reference"),
         "pairs",
     ),
-    "reward": (("alpha", "beta", "sft_weight", "reference"), "policy and no reference"),
+    "reward": (
+        ("alpha", "beta", "sft_weight", "reference", "head_kernel", "head_workspace_mib"),
+        "policy and no reference",
+    ),
     "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
     **dict.fromkeys(("dpo", "ipo", "robust"), (("alpha",), "weight of the policy's term but beta")),
 }
@@ -67,7 +70,7 @@ def check_values(config: Any) -> None:
         expect(0 <= getattr(config, flag) < 1, flag, "a share in [0, 1)")
     expect(0 <= config.label_smoothing < 0.5, "label_smoothing", "a share in [0, 0.5)")
     expect(0 < config.divergence_order < 1, "divergence_order", "a number in (0, 1)")
-    expect(config.seed < 2**62, "seed", "less than 2^62")
+    expect(config.seed < 2**32, "seed", "less than 2^32")
     for flag in {*AT_LEAST_ONE, *AT_LEAST_ZERO} - {"seed"}:
         value = getattr(config, flag)
         expect(value is None or value < 2**31, flag, "a number below 2^31")
@@ -87,6 +90,8 @@ def check_data(config: Any) -> None:
         refuse_given(config, ("eval_fraction",), "beside --eval_data")
     elif not is_given(config, "data") and config.objective != "sft":
         refuse_given(config, ("eval_fraction",), "without --data: the default has held-out pairs")
+    if config.eval_data is None and not config.eval_fraction and is_given(config, "data"):
+        refuse_given(config, ("eval_every", "eval_pairs"), "with --eval_fraction 0")
 
 
 def check_objective(config: Any) -> None:
@@ -143,6 +148,8 @@ def check_run(config: Any) -> None:
         raise ValueError("--cpu_offload has no meaning with --device cpu")
     if ranks % config.replicas:
         raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
+    if config.max_steps is not None:
+        refuse_given(config, ("epochs",), "beside --max_steps")
     if config.inexact_resume and not config.resume:
         raise ValueError("--inexact_resume has no meaning without --resume")
     if config.resume and not config.out_dir:

@@ -190,9 +190,12 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}:{number}: not JSON: {error}") from None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise ValueError(f"{file}:{number}: expected an object with a whole `step`")
+        records.append(record)
     return records
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,6 +110,11 @@ def add_lora(
                 setattr(parent, name, LoRALinear(child, rank, alpha, dropout))
     for parameter, values in initial_adapters(model, seed):
         parameter.data.copy_(values)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """For torch.manual_seed, of whose number a CPU takes the last 32 bits alone."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def initial_adapters(model: nn.Module, seed: int) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -271,9 +271,11 @@ def reward_loss(
 # ------------------------------------------------------------------------------------------------
 # the named objective and what is logged of it
 #
-# A new one needs its function, its branch here, and its name in OBJECTIVES (in ONE_MODEL without a
-# reference); flags that it has no use for are in UNUSED of model/flags.py. The audit takes
-# TWO_TERMS.
+# A new one on the margin of two terms needs its function, its name in TWO_TERMS and its branch
+# beside ipo's; another kind its name in OBJECTIVES (in ONE_MODEL without a reference) and a branch
+# before `coefficients`. Flags that it has no use for are in UNUSED of model/flags.py; a flag of its
+# own is a field of TrainConfig, handed on by compute_losses. The audit wants its equation too
+# (eval/audit_equations.py).
 
 
 def objective_loss(

@@ -117,7 +117,8 @@ def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[
     """The run folder: the one that was asked for, or a new one under runs/, numbered where taken.
 
     Raises ValueError for a folder that holds a run already, unless it is to be resumed, and for
-    the folder of an input, whose config.json the run's own would overwrite.
+    one in which the run would overwrite what is not its own: the folder of an input, one whose
+    `model/` or config.json no run has written.
     """
     if asked is None and may_restart():
         raise ValueError("torchrun --max-restarts expects --out_dir, where the run will go on")
@@ -132,7 +133,19 @@ def choose_out_dir(asked: str | None, name: str, resume: bool, inputs: Sequence[
     if out_dir.resolve() in folders:
         raise ValueError(f"--out_dir {out_dir} is the folder of an input; pass another folder")
     refuse_run(out_dir, resume)
+    if not (out_dir / "metrics.jsonl").exists():
+        for name in ("model", "config.json"):
+            if (out_dir / name).exists() and not is_run_config(out_dir / name):
+                raise ValueError(
+                    f"--out_dir {out_dir} holds a {name} that no run has written, and that this "
+                    "one would overwrite; pass another folder"
+                )
     return out_dir
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether this is a run's config.json; the run may have been killed before its first step."""
+    return path.is_file() and '"_argv"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 def refuse_run(out_dir: Path, resume: bool) -> None:
@@ -144,7 +157,7 @@ def refuse_run(out_dir: Path, resume: bool) -> None:
         raise ValueError(f"--out_dir {out_dir} holds a run; pass --resume or another folder")
 
 
-def write_run_config(config: Any, out_dir: Path, **chosen: str) -> None:
+def write_run_config(config: Any, out_dir: Path, **chosen: Any) -> None:
     """config.json: every field, and how the run was started (names with an underscore).
 
     chosen: what was made of fields that leave a choice, such as the device.

@@ -165,6 +165,10 @@ def load_training_state(
         count = torch.zeros(1)
         read_shards(files[:1], shapes[:1], f"{name}/{STATE[0]}", count)
         optimizer.state[parameter][STATE[0]] = count[0].to(parameter.device)  # fused: beside it
+    if is_main():
+        for torn in checkpoints(folder):
+            if number(torn) > step:  # was named and skipped; --keep shall not count it
+                shutil.rmtree(torn)
     return step
 
 

@@ -116,21 +116,22 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
         assert what_is_broken(checkpoint) is None
 
 
+@pytest.mark.parametrize("after", [8, 11])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_keep_never_takes_a_whole_checkpoint_for_a_torn_one(tmp_path, keep):
-    """Steps 7, 9 and 10, of which 9 and 10 are torn, so that the run goes on from 7: what it saves
-    after 8 stays, though the torn ones bear higher numbers."""
+def test_keep_never_takes_a_whole_checkpoint_for_a_torn_one(tmp_path, keep, after):
+    """Steps 7, 9 and 10, of which 9 and 10 are torn, so that the run goes on from 7: whether it
+    saves next after 8 or after 11, 7 is the other one that --keep 2 keeps."""
     model, optimizer = policy_and_optimizer(steps=1)
     for step in (7, 9, 10):
         checkpoint = save_training_state(tmp_path, model, optimizer, step, CONFIG)
         if step > 7:
             (checkpoint / SHARD).write_bytes(b"")
-    save_training_state(tmp_path, model, optimizer, 8, CONFIG, keep=keep)
-    assert newest_whole(tmp_path).name == "step-000008"
-    assert (tmp_path / "checkpoints" / "step-000007").exists() == (keep == 2)
-    save_training_state(tmp_path, model, optimizer, 9, CONFIG, keep=keep)  # a torn one is replaced
-    assert newest_whole(tmp_path).name == "step-000009"
-    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 9
+    assert load_training_state(tmp_path, model, optimizer, CONFIG) == 7
+    save_training_state(tmp_path, model, optimizer, after, CONFIG, keep=keep)
+    kept = [7, after] if keep == 2 else [after]
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-{step:06d}" for step in kept]
+    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == after
 
 
 def test_a_flipped_cache_is_computed_again(folder, capsys):

@@ -57,6 +57,11 @@ def test_records_after_the_step_of_a_resume_are_dropped(tmp_path):
     file.write_text('{"step": 0\n{"step": 1}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:1: not JSON"):
         read_records(file)
+    file.write_text('{"step": 0}\n{}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl:2: expected an object with a whole `step`"
+    ):
+        read_records(file)
     open_metrics(tmp_path / "new.jsonl", 0)
     assert read_records(tmp_path / "new.jsonl") == []
 

@@ -3,6 +3,7 @@
 pytest tests/test_lora.py
 """
 
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from model.lora import (
     LoRAProduct,
     adapters_disabled,
     add_lora,
+    dropout_seed,
     lora_layers,
     merged_weight,
 )
@@ -123,6 +125,14 @@ def test_dropout_acts_in_training_alone():
     input_ids = torch.arange(30)[None]
     assert torch.equal(model.eval()(input_ids), model(input_ids))
     assert not torch.equal(model.train()(input_ids), model(input_ids))
+
+
+def test_dropout_of_each_seed_step_and_rank_is_its_own():
+    """Also where a CPU would forget the upper 32 bits, or seed + step would be a sum."""
+    seeds = {
+        dropout_seed(*of) for of in itertools.product((0, 1, 2, 2**32 - 1), range(50), range(8))
+    }
+    assert len(seeds) == 4 * 50 * 8 and max(seeds) < 2**32
 
 
 def test_dropout_leaves_the_scale():

@@ -588,6 +588,37 @@ def test_a_run_never_overwrites_a_model(folder, monkeypatch):
     assert (folder / "model" / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("lora_rank", ["0", "2"])
+def test_what_no_run_has_written_is_not_overwritten(folder, monkeypatch, lora_rank):
+    """OUT_DIR/model is where a whole model goes: here it is the one that is trained."""
+    flags = ["--model", str(folder / "model"), "--reference", "cached", "--lora_rank", lora_rank]
+    with pytest.raises(ValueError, match="holds a model that no run has written"):
+        main([*flags, "--out_dir", str(folder)], monkeypatch)
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ValueError, match=r"holds a config.json that no run has written"):
+        main([*flags, "--out_dir", str(folder / "other")], monkeypatch)
+    assert (folder / "other" / "config.json").read_text() == '{"hidden_size": 8}'
+
+
+def test_the_default_alpha_follows_the_beta_of_a_config_that_is_used_again(tmp_path, monkeypatch):
+    """tau 1.2 at beta 0.1, and at beta 0.2 with the first run's config.json."""
+    monkeypatch.chdir(ROOT)
+    flags = ["--max_steps", "1", "--eval_every", "0", "--sample_prompts", "0", "--batch_size", "2"]
+    main([*flags, "--out_dir", str(tmp_path / "a")], monkeypatch)
+    first = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (first["alpha"], first["_alpha"]) == (None, pytest.approx(0.12))
+    config = ["--config", str(tmp_path / "a" / "config.json"), "--out_dir", str(tmp_path / "b")]
+    main([*config, "--beta", "0.2"], monkeypatch)
+    again = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert (again["alpha"], again["_alpha"]) == (None, pytest.approx(0.24))
+    records = read_records(tmp_path / "b" / "metrics.jsonl")
+    steps = [r for r in records if "terms/policy" in r]
+    assert len(steps) == 1
+    share = steps[0]["terms/policy"] / steps[0]["terms/reference"]
+    assert share == pytest.approx(1.2, rel=1e-4)  # at step 0, where both log ratios are equal
+
+
 def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = ["--out_dir", str(tmp_path / "r"), "--eval_every", "0", "--sample_prompts", "0"]
