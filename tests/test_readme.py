@@ -14,8 +14,14 @@ import pytest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+FOLDERS = ("model", "data", "eval")  # each with a map of its own
+PAGES = [README, *((ROOT / d / "README.md").read_text() for d in (*FOLDERS, "eval/studies"))]
 SET_UP = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+]
 HEADS = [
     f.read_text().split('"""')[1]
     for d in (".", "data", "eval")
@@ -55,6 +61,7 @@ def test_commands_name_real_scripts_and_flags(command):
     words = shlex.split(command.partition("|")[0], comments=True)
     start = next(i for i, w in enumerate(words) if w == "-m" or w.endswith(".py"))  # torchrun's end
     words = words[start + (words[start] == "-m") :]
+    words = words[words[0] == "--" :]
     script = words[0]
     if script == "eval.speed":  # its first word is the question
         script = f"eval.speed_{words[1]}"
@@ -74,16 +81,22 @@ def test_named_files_exist():
     assert len(names) > 15
     missing = {name for name in names if not (ROOT / name).exists()}
     assert not missing, missing
+    linked = {(f, link) for f, page in zip((".", *FOLDERS, "eval/studies"), PAGES, strict=True)
+              for link in re.findall(r"\]\(([^)#]+?)\)", page) if ":" not in link}  # fmt: skip
+    assert len(linked) > 5
+    assert not {(f, link) for f, link in linked if not (ROOT / f / link).exists()}
 
 
-def test_every_module_is_on_the_map():
-    files = [
-        *ROOT.glob("*.py"),
-        *(f for d in ("model", "data", "eval") for f in (ROOT / d).glob("*.py")),
-    ]
-    names = {str(f.relative_to(ROOT)) for f in files if f.name != "__init__.py"}
-    missing = {name for name in names if f"`{name}`" not in README}
-    assert not missing, missing
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_file_is_on_the_map_of_its_folder(folder):
+    page = (ROOT / folder / "README.md").read_text()
+    names = {
+        f.name for f in (ROOT / folder).iterdir() if f.suffix in (".py", ".js", ".css", ".json")
+    }
+    cells = re.findall(r"^\| (`.+?) \|", page, flags=re.MULTILINE)  # the first of each row
+    named = set(re.findall(r"`([\w./]+)`", " ".join(cells)))
+    assert names - {"__init__.py"} <= named, names - named
+    assert all((ROOT / folder / name).exists() for name in named), named
 
 
 @pytest.mark.parametrize(("tag", "file", "function"), EQUATIONS)
