@@ -221,12 +221,16 @@ class Parser:
         raise ValueError(f"unknown {text!r}")
 
     def function(self, apply: Any) -> Any:
-        r"""\sin^2 x, \sin(x), \sin 2x: without brackets, up to the next sign or function."""
+        r"""\sin^2 x, \sin(x)^2, \sin 2x: without brackets, up to the next sign or function.
+
+        A power behind the parentheses is that of the value; braces are not seen: \ln{x}^2 is
+        \ln x^2, of which the argument is x^2.
+        """
         exponent = self.atom() if self.accept("^") else 1
         if exponent == -1:
             raise ValueError("an inverse function or a reciprocal")
         bracketed = self.next() in ("(", "{")
-        argument = self.power()
+        argument = self.atom() if self.next() == "(" else self.power()
         while not bracketed and (self.tokens[self.at][0] == "letter" or self.next() == r"\pi"):
             argument = argument * self.power()
         return apply(argument) ** exponent

@@ -5,10 +5,12 @@ No command of its own; `python -m eval.gsm8k` reads every completion with it.
 Strict extraction is the number right behind the marker that the prompt asked for. Flexible
 extraction is the first of FLEXIBLE that finds a number; #### is a heading of markdown too, and
 counts where the number stands right behind it. Both take the last match and not the first, which
-may belong to an exemplar that the policy recites. Of an equation behind a marker, flexible
-extraction takes its value. Numbers are exact fractions: 18.00 is 18, 1,000 is 1000, $ and % do
-not count, and 23.33 is not 70/3. What follows from a number is bounded: one with more than
-MAX_DIGITS digits or a larger exponent than MAX_EXPONENT is no answer.
+may belong to an exemplar that the policy recites. Of an equation that begins behind a marker, its
+numbers with units or without, flexible extraction takes the value. Else the first number of the
+line counts, of "After 4 weeks she has $80" wrongly the 4, but none of a reason ("because 9 > 4").
+Numbers are exact fractions: 18.00 is 18, 1,000 is 1000, $ and % do not count, and 23.33 is not
+70/3. What follows from a number is bounded: one with more than MAX_DIGITS digits or a larger
+exponent than MAX_EXPONENT is no answer.
 """
 
 import re
@@ -38,7 +40,12 @@ SPACING = re.compile(r"\{,\}|\\[,!]")  # within a number of LaTeX: 1{,}000 and 1
 WRAPPING = re.compile(r"(?:[\s*$=:]|\\boxed\s*\{|\\[(\[])*")  # before a number: **, \boxed{, \(
 HEADING = re.compile(r"[.):][\s*]+[^\W\d_]")  # behind one: 2. Subtract
 OPERATOR = r"[-+*/^\u2212\u00d7\u00f7]|x(?=[ \t]*[0-9(])|\\(?:times|cdot|div)(?![a-zA-Z])"
-EQUATION = re.compile(rf"(?:{OPERATOR}|[()$€£%0-9 \t]|[.,](?=[0-9]))*=")  # behind a number: + 6 =
+UNIT = r"%?(?: ?(?:/ ?|per )?(?!per\b)[a-zA-Z]{1,20}\b){0,2}"  # apples, /hour, pounds per week
+OPERAND = r"(?:\\?[$€£])?[0-9][0-9,]*(?:\.[0-9]+)?\)?"
+WITH_UNITS = re.compile(rf"(?:(?:% of|{UNIT} ?(?:{OPERATOR})) ?\(?{OPERAND})+{UNIT} ?=")
+EQUATION = re.compile(  # behind a number: + 6 =, or apples + 6 apples =
+    rf"(?:{OPERATOR}|[()$€£%0-9 \t]|[.,](?=[0-9]))*=|{WITH_UNITS.pattern}"
+)
 OPERATION = re.compile(rf"%?[ \t]*(?:{OPERATOR})[ \t]*(?:\\?[$€£])?[0-9(]")
 
 MARKERS = {
@@ -47,6 +54,8 @@ MARKERS = {
     "answer": re.compile(r"\banswer\W{0,6}(?:is\b|:|=)", re.IGNORECASE),
     "A:": re.compile(r"^[ \t]*A:", re.MULTILINE),
 }
+LIST = re.compile(r"^[ \t]*B:", re.MULTILINE)  # beside it A: is one of several, and no answer
+REASON = re.compile(r"\s(?:because|since)\b")
 FLEXIBLE = ("####", "boxed", "answer", "A:", "last number")
 
 
@@ -79,12 +88,13 @@ def improper(mixed: re.Match) -> str:
 
 
 def sum_value(text: str, match: re.Match) -> Fraction | None:
-    """The value of a match of NUMBER, or of an equation that begins there: 18 of 12 + 6 = 18.
+    """The value of a match of NUMBER, or of an equation that begins there: 18 of 12 + 6 eggs = 18.
 
     An equation begins with an operation, and its value is the last of its sides that is a number;
     of 18 = 3 * 6 and of 18 = 1.5 dozen it is 18 itself.
     """
-    if not OPERATION.match(text, match.end()):
+    behind = match.end()
+    if not (OPERATION.match(text, behind) or WITH_UNITS.match(text, behind)):
         return number_value(match)
     last = match
     while match and (equation := EQUATION.match(text, match.end())):
@@ -131,9 +141,9 @@ def line_behind(text: str, start: int) -> str:
 def marked_number(
     text: str, marker: re.Pattern, read: Callable[[str], Fraction | None]
 ) -> Fraction | None:
-    """What `read` finds on the line behind the last marker where it finds something."""
+    """What `read` finds on the line behind the last marker where it does, ahead of a reason."""
     for match in reversed(list(marker.finditer(text))):
-        value = read(line_behind(text, match.end()))
+        value = read(REASON.split(line_behind(text, match.end()), maxsplit=1)[0])
         if value is not None:
             return value
     return None
@@ -151,6 +161,8 @@ def strict_number(text: str, marker: str) -> Fraction | None:
 def flexible_number(text: str) -> tuple[Fraction | None, str | None]:
     """(number, rule): what the first rule of FLEXIBLE that finds a number finds."""
     for rule in FLEXIBLE:
+        if rule == "A:" and LIST.search(text):
+            continue
         if rule == "boxed":
             value = boxed_number(text)
         elif rule == "last number":

@@ -21,12 +21,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from data.rows import data_files, refuse_overwriting
 from eval.audit_page import write_audit
 from eval.audit_pairs import audit
 from eval.audit_run import AuditConfig, Settings, read_settings
 from eval.invariants import CheckConfig, check_run
+from model.checkpoint import DTYPES
 from model.config import parse_config
-from model.flags import refuse_given
+from model.flags import UNUSED, refuse_given
 from model.run import run_main
 
 OF_THE_PAGE = ("policy", "on", "pairs", "worst", "sample", "limit", "seed", "out")
@@ -37,8 +39,10 @@ def main() -> None:
     config = parse_config(AuditConfig)
     settings = read_settings(config)
     check_flags(config)
+    check_objective(config, settings)
     if config.check:
         raise SystemExit(0 if check_run(check_config(config, settings)) else 1)
+    check_out(Path(config.out), settings)
     page = {"command": command_of(config)} | audit(config, settings)
     write_audit(Path(config.out), page)
     tell(config, page)
@@ -61,9 +65,32 @@ def check_flags(config: AuditConfig) -> None:
     for flag, least in (("worst", 0), ("sample", 0), ("limit", 1), ("micro_batch_tokens", 1)):
         if (value := getattr(config, flag)) is not None and value < least:
             raise ValueError(f"--{flag} expects {least} or more, got {value}")
+    if config.dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype expects one of {', '.join(DTYPES)}, got {config.dtype!r}")
     for text in config.pairs or ():
         if not text.isdecimal():
             raise ValueError(f"--pairs expects numbers of pairs, got {text!r}")
+
+
+def check_objective(config: AuditConfig, settings: Settings) -> None:
+    """ValueError for what train.py refuses of an objective; a run's own alpha is no flag."""
+    objective, smoothing = settings.objective, settings.label_smoothing
+    if not 0 <= smoothing < 0.5:
+        raise ValueError(f"--label_smoothing expects a share in [0, 0.5), got {smoothing}")
+    if smoothing and objective == "ipo":
+        raise ValueError(
+            f"--label_smoothing has no meaning for ipo, got {smoothing}; pass --label_smoothing 0"
+        )
+    unused, lacks = UNUSED.get(objective, ((), ""))
+    refuse_given(config, unused, f"for --objective {objective}, which has no {lacks}")
+
+
+def check_out(out: Path, settings: Settings) -> None:
+    """ValueError for a page that is a folder, or a file of the pairs that are read."""
+    if out.is_dir():
+        raise ValueError(f"--out expects a file for the page, got the folder {out}")
+    data = data_files((*settings.data, *(settings.eval_data or ())))
+    refuse_overwriting(out, data, f"--out {out}")
 
 
 def command_of(config: AuditConfig) -> str:
@@ -81,13 +108,15 @@ def tell(config: AuditConfig, page: dict[str, Any]) -> None:
         print("mean margin {margin_here:.6f}, logged {margin:.6f}; mean loss {loss_here:.6f}, "
               "logged {loss:.6f} (step {step})".format(**page["logged"]))  # fmt: skip
     shown, largest = len(page["pairs"]), closing["largest"]
+    allowed = f"; {closing['tolerance']:.0e} is allowed in {page['dtype']})"
     if closing["closes"]:
         print(f"the tokens of all {shown} pairs sum to their margins (largest residual "
-              f"{largest:.1e} of the terms' size)")  # fmt: skip
+              f"{largest:.1e} of the terms' size{allowed}")  # fmt: skip
     else:
         bad = [pair["index"] for pair in page["pairs"] if not pair["closing"]["closes"]]
         print(f"THE TOKENS DO NOT SUM TO THE MARGIN for {len(bad)} of {shown} pairs: "
-              f"{', '.join(map(str, bad[:10]))}; largest residual {largest:.1e}")  # fmt: skip
+              f"{', '.join(map(str, bad[:10]))} (largest residual {largest:.1e} of the terms' "
+              f"size{allowed}")  # fmt: skip
     print(f"page: {config.out}")
 
 

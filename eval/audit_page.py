@@ -48,18 +48,17 @@ def write_audit(out: Path, data: Mapping[str, Any]) -> None:
 def about(data: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """What audit.js knows before a pair is opened."""
     names = ("objective", "alpha", "beta", "label_smoothing", "policy_coef", "reference_coef")
-    flags = {row["index"]: row for row in rows}
     glance = {name: rounded(row[name] for row in rows)
               for name in ("margin", "pi_logratio", "ref_logratio")}  # fmt: skip
     return {name: data[name] for name in names} | {
         "sft_weight": data.get("sft_weight", 0.0),
         "glance": glance,
         "steps": data["steps"],
-        "pairs": [summary(pair, flags.get(pair["index"], {})) for pair in data["pairs"]],
+        "pairs": [summary(pair) for pair in data["pairs"]],
     }
 
 
-def summary(pair: Mapping[str, Any], row: Row) -> dict[str, Any]:
+def summary(pair: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table of pairs."""
     chain, sides = pair["chain"], (pair["prompt"], pair["chosen"], pair["rejected"])
     names = ("margin", "loss", "pi_logratios", "ref_logratios")
@@ -71,7 +70,7 @@ def summary(pair: Mapping[str, Any], row: Row) -> dict[str, Any]:
         "begins": "".join(pair["chosen"]["tokens"][:24])[:60],
         "closes": pair["closing"]["closes"],
         "truncated": any(side["truncated"] for side in sides),
-        "duplicate_of": row.get("duplicate_of"),
+        "duplicate_of": pair.get("duplicate_of"),
     }
 
 
@@ -139,7 +138,8 @@ def header(data: Mapping[str, Any]) -> str:
 def verdict(data: Mapping[str, Any]) -> str:
     """Whether the tokens sum to the margins, and whether the means are those that were logged."""
     closing, shown = data["closing"], len(data["pairs"])
-    limit = f"{number(closing['tolerance'], 2)} of the size of the terms"
+    limit = f"{number(closing['tolerance'], 2)} of the size of the terms is allowed"
+    limit += f" in {show(data['dtype'])}"
     largest = number(closing["largest"], 2)
     if not shown:
         kind, head = "none", "No pair was looked at token by token"
@@ -148,7 +148,7 @@ def verdict(data: Mapping[str, Any]) -> str:
         kind = "good"
         head = f"✓ The tokens of {'the one pair' if shown == 1 else f'all {shown} pairs'} "
         head += f"sum to {'its margin' if shown == 1 else 'their margins'}"
-        text = f"Largest residual {largest}; {limit} is allowed."
+        text = f"Largest residual {largest}; {limit}."
     else:
         open_pairs = [pair for pair in data["pairs"] if not pair["closing"]["closes"]]
         kind = "bad"
@@ -158,7 +158,7 @@ def verdict(data: Mapping[str, Any]) -> str:
             for pair in open_pairs[:NAMED]
         )
         rest = f" and {len(open_pairs) - NAMED} more" if len(open_pairs) > NAMED else ""
-        text = f"Largest residual {largest}; {limit} is allowed. Pairs: {links}{rest}"
+        text = f"Largest residual {largest}; {limit}. Pairs: {links}{rest}"
     band = f'<div class="verdict {kind}" role="status"><p><strong>{head}</strong></p>'
     return f"{band}<p>{text}</p></div>\n{logged(data['logged'])}"
 

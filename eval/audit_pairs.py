@@ -47,13 +47,14 @@ def audit(config: AuditConfig, settings: Settings) -> dict[str, Any]:
     numbers = choose_pairs(config, rows)
     steps, lines = over_steps(config, settings, pairs, numbers, reference_logps, dtype, device)
     spell = Speller(tokenizer)
+    duplicates = find_duplicates(pairs)
     shown = [
         show_pair(settings.terms, policy, reference, pairs[i], i, rows[i], cut, spell)
         | {"over_steps": {name: values[k] for name, values in lines.items()} or None}
+        | {"duplicate_of": duplicates[i]}
         for k, i in enumerate(tqdm(numbers, desc="tokens", unit=" pairs", leave=False))
     ]
     residuals = [pair["closing"]["residual"] for pair in shown]
-    duplicates = find_duplicates(pairs)
     policy_coef, reference_coef = settings.terms.coefficients
     return {
         "objective": settings.objective,
@@ -71,7 +72,7 @@ def audit(config: AuditConfig, settings: Settings) -> dict[str, Any]:
         "logged": logged(config, rows),
         "closing": {
             "largest": float(np.max(residuals, initial=0.0)),
-            "tolerance": TOLERANCE,
+            "tolerance": TOLERANCE[dtype],
             "closes": all(pair["closing"]["closes"] for pair in shown),
         },
         "counts": count(rows, cut, duplicates),
@@ -165,7 +166,7 @@ def show_pair(
         shown[side] = spell.all(ids) | {name: v.tolist() for name, v in columns.items()}
         shown[side]["likeliest"] = spell.all(own.likeliest.tolist())["tokens"]
         shown[side]["truncated"] = (pair.source, side) in cut
-    return shown | {"closing": close(chain, *parts)}
+    return shown | {"closing": close(chain, *parts, TOLERANCE[policy.dtype])}
 
 
 class Speller:

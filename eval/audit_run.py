@@ -3,7 +3,7 @@
 No command of its own.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from eval.audit_equations import AUDITED
 from eval.audit_terms import Objective
 from model.adapter import load_policy
 from model.architecture import read_model_config
+from model.config import check_json_value, field_types
 from model.files import read_json
 from model.lora import TARGETS
 from model.objective import fill_alpha
@@ -96,35 +97,33 @@ class Settings:
 
 def read_settings(config: AuditConfig) -> Settings:
     """The run's settings with the flags that are given in their place."""
-    known = {field.name for field in fields(Settings)}
+    kinds = field_types(Settings)
     run: dict[str, Any] = {}
     if config.run is not None:
         file = Path(config.run) / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"--run expects a folder of train.py, got {config.run}")
-        run = {name: value for name, value in read_json(file).items() if name in known}
-        if run.get("data") == list(Settings.data) and run.get("eval_data") is None:
-            run["eval_data"] = ["data/tiny/eval.jsonl"]  # as train.py has it
+        run = {name: check_json_value(str(file), name, value, kinds[name])
+               for name, value in read_json(file).items() if name in kinds}  # fmt: skip
+        if run.get("data") == Settings.data and run.get("eval_data") is None:
+            run["eval_data"] = ("data/tiny/eval.jsonl",)  # as train.py has it
+        if config.objective not in (None, run.get("objective")):
+            run["alpha"] = None  # it weighs something else there: tau for h_dpo, tau * beta for spl
     given = {name: value for name, value in asdict(config).items() if name in INHERITED}
     merged = run | {name: value for name, value in given.items() if value not in (None, "")}
-    lists = ("data", "eval_data", "lora_targets")
-    merged |= {name: tuple(merged[name]) for name in lists if merged.get(name) is not None}
     if config.data is not None:  # all of it is looked at
         merged |= {"eval_data": None, "label_noise": 0.0}
     if config.eval_data is not None:
         merged["eval_data"] = config.eval_data
-    try:
-        settings = Settings(**merged)
-        if settings.objective not in AUDITED:
-            raise ValueError(
-                f"expected --objective to be one of {', '.join(AUDITED)}, whose equations the "
-                f"audit has (eval/audit_equations.py); got {settings.objective}"
-            )
-        alpha = fill_alpha(settings.objective, settings.alpha, settings.beta)
-        settings = replace(settings, alpha=alpha)
-        settings.terms.coefficients  # noqa: B018 raises for weights and names that are none
-    except TypeError as error:
-        raise ValueError(f"{config.run}/config.json: not of a preference run, {error}") from None
+    settings = Settings(**merged)
+    if settings.objective not in AUDITED:
+        raise ValueError(
+            f"expected --objective to be one of {', '.join(AUDITED)}, whose equations the "
+            f"audit has (eval/audit_equations.py); got {settings.objective}"
+        )
+    alpha = fill_alpha(settings.objective, settings.alpha, settings.beta)
+    settings = replace(settings, alpha=alpha)
+    settings.terms.coefficients  # noqa: B018 raises for weights and names that are none
     return settings
 
 

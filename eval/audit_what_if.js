@@ -37,13 +37,19 @@ function asAudited() {
 
 asAudited();
 
+/** The weight of the policy's term by one of alpha; dpo keeps the alpha of spl. */
+const perAlpha = (objective) => (objective === "h_dpo" ? whatIf.beta : 1);
+
 function startWhatIf(pair) {
   const choice = FAMILY.map((name) => {
     const input = make("input", { type: "radio", name: "objective", value: name });
     input.checked = name === whatIf.objective;
     input.addEventListener("change", () => {
+      const alpha = (whatIf.alpha * perAlpha(whatIf.objective)) / perAlpha(name); // tau stays
+      const box = byId("what-if").querySelector("[data-weight=alpha] input[type=number]");
       whatIf.objective = name;
-      fillWhatIf(pair);
+      box.value = Number(alpha.toPrecision(12));
+      box.dispatchEvent(new Event("input")); // what comes of it is shown again
     });
     return make("label", {}, input, make("span", {}, name));
   });

@@ -135,9 +135,7 @@ def check_config(config: DiversityConfig) -> None:
         raise ValueError(f"--vocabulary_size expects 2 or more, got {config.vocabulary_size}")
     sources = [config.embeddings, config.embedding_model, config.sentence_encoder]
     if len(sources) - sources.count(None) > 1:
-        raise ValueError(
-            "--embeddings, --embedding_model and --sentence_encoder exclude each other"
-        )
+        raise ValueError("--embeddings, --embedding_model, --sentence_encoder exclude each other")
     if config.adapter is not None and config.model is None:
         raise ValueError("--adapter needs --model, the model that it belongs to")
     if config.model is None and config.reference is None:
@@ -383,7 +381,9 @@ def metric_values(items: Sequence[Mapping]) -> Metrics:
     for name in first["means"]:
         values[name] = [item["means"][name] for item in items]
     for name in first["ratios"]:
-        values[name] = Statistic(np.array([item["ratios"][name] for item in items]), ratio, least=0)
+        sums = np.array([item["ratios"][name] for item in items])  # (prompts, 2)
+        most = 1.0 if name == "aberrations" else np.inf  # a share; the others are nats
+        values[name] = Statistic(sums, ratio, least=0, most=most)
     for name in first["lengths"]:
         lengths = np.array([item["lengths"][name] for item in items])  # (prompts, n)
         values[name] = lengths.mean(axis=1).tolist()

@@ -73,9 +73,13 @@ class Failure:
 
 def check_url(url: str) -> None:
     """ValueError, which does not show a url that may hold a password."""
-    parts = urlsplit(url)
     plain = url.isascii() and url.isprintable() and " " not in url
-    if not plain or parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port  # both raise where they are bad
+    except ValueError:
+        plain = False
+    if not plain or parts.scheme not in ("http", "https") or not host:
         raise ValueError("--judge_url expects http://HOST:PORT/v1 or https://HOST/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(

@@ -38,7 +38,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from data.rows import check_text
+from data.rows import check_text, refuse_overwriting
 from eval.answers import (
     flexible_number,
     floor_values,
@@ -172,6 +172,8 @@ def write_split(config: Gsm8kConfig, problems: Sequence[Mapping]) -> None:
             "--write_split expects --samples, completions of the base policy, and no --split"
         )
     refuse_given(config, ("baseline",), "with --write_split, which scores nothing")
+    inputs = Path(config.samples), Path(config.data)
+    refuse_overwriting(Path(config.write_split), inputs, f"--write_split {config.write_split}")
     rows = []
     stop = STOPS[config.prompt_style]
     for i, texts in enumerate(read_completions(Path(config.samples), len(problems), stop)):

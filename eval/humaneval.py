@@ -14,14 +14,15 @@ A raw prompt is the problem's, with the line break at its end, as the authors an
 a tokenizer that joins line breaks with spaces would rather continue the text without it. What
 continues it is cut at lm-eval's stops, that of --samples too. In the chat style nothing is cut, and
 the reply's first code block counts that defines the function: --samples that are whole programs,
-with imports and helpers of their own, are scored with --prompt_style chat.
+with imports and helpers of their own, are scored with --prompt_style chat. A program may import
+Python's library and numpy; what it returns is of built-in types, and no array or numpy.int64.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from os import cpu_count
 from typing import Any
 
 from data.rows import check_text
@@ -183,6 +184,13 @@ def check_flags(config: HumanEvalConfig) -> None:
             raise ValueError(f"--{flag} expects {least} or more, got {value}")
 
 
+def count_cores() -> int:
+    """Those that this process may use, where the machine says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def main() -> None:
     config = parse_config(HumanEvalConfig)
     check_flags(config)
@@ -192,7 +200,7 @@ def main() -> None:
     prompts = [p["prompt"] if raw else REQUEST.format(p["prompt"]) for p in problems]
     score = partial(score_problem, style=style, sandbox=sandbox)
     stop = STOPS if raw else ()
-    workers = config.workers or min(cpu_count() or 1, 16)
+    workers = config.workers or min(count_cores(), 16)
     task = Task("humaneval", problems, prompts, raw, stop, score, metric_values, workers)
     run_benchmark(config, task)
 

@@ -8,7 +8,7 @@ followed strictly if the reply follows it as it stands, and loosely if it does w
 its first or last line, so that "Sure, here it is:" costs nothing. `prompt_strict` and
 `prompt_loose` are the share of prompts with all instructions followed, `instruction_strict` and
 `instruction_loose` the share of instructions, also by the group before the colon of a kind; of
-several completions, the mean. The authors generate greedily, 1280 tokens at most.
+several completions, the mean. lm-eval generates greedily, 1280 tokens at most.
 
 Three kinds ask for a language: pip install langdetect. Without, the command stops at the start.
 """

@@ -10,23 +10,30 @@ own and forks; the child gives up its privileges, takes its limits, and plays on
 The parent waits for the end of its input, which comes when whoever started it closes the pipe or
 dies, and kills the child and with it everything in the namespaces. Calls and answers are Python
 literals, one a line: what comes back is data of built-in types, never an object of the program.
+Only values do: tests that expect an exception, or that catch everything, are not supported.
 """
 
 import ast
 import ctypes
+import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 LINE_BYTES = 10 * 2**20  # of a call or of an answer, at most; a list of a million numbers fits
 FILE_BYTES = 2**20  # of a file that a program writes, at most
 FOLDER_BYTES = 2**24  # of all the files in its folder, which stand in memory
 DETAIL = 200  # characters of an explanation, at most
+FLAT = re.compile(  # a call or a value, of numbers and lists of numbers, as to_literal writes it
+    r"(\((?:'value', )?)(?=[-0-9\[])([-+.e0-9, ]*(?:\[[-+.e0-9, ]*\][-+.e0-9, ]*)*), \)\n?"
+)
 
 # ---------------------------------------------------------------------------------------------
 # values <-> literals
@@ -56,8 +63,15 @@ def to_literal(value: object) -> str:
 
 
 def from_literal(text: str) -> Any:
-    """The value of a literal, with `nan` and `inf` for the floats; ValueError for anything else."""
+    """The value of a literal, with `nan` and `inf` for the floats; ValueError for anything else.
+
+    json reads a list of a million integers in 1/35 of the time and 1/20 of the memory.
+    """
     try:
+        if flat := FLAT.fullmatch(text):
+            with suppress(ValueError):
+                values = json.loads(f"[{flat[2]}]")
+                return ("value", *values) if "value" in flat[1] else tuple(values)
         tree = ast.parse(text, mode="eval")
         if "nan" in text or "inf" in text:
             tree = NameFloats().visit(tree)
@@ -129,8 +143,11 @@ def serve(job: Mapping, calls: BinaryIO, answers: BinaryIO) -> None:
             send(answers, ("no literal", explain(error)))
 
 
-class Failure(Exception):
-    """Why a program has not passed: a reason of a word or two, and a detail."""
+class Failure(BaseException):
+    """Why a program has not passed: a reason of a word or two, and a detail.
+
+    No Exception: raised in the midst of the tests, it goes past their `except Exception`.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         self.verdict = (reason, detail[:DETAIL])
@@ -143,8 +160,10 @@ class Candidate:
         self.calls, self.answers = calls, answers
         self.arguments, self.value = None, None  # of the last call
 
-    def __call__(self, *arguments: object) -> object:
+    def __call__(self, *arguments: object, **named: object) -> object:
         self.arguments, self.value = arguments, None
+        if named:
+            raise Failure("broken", f"expected arguments by position, got {', '.join(named)}=")
         try:
             send(self.calls, arguments)
         except (TypeError, ValueError) as error:
@@ -188,7 +207,7 @@ def check(job: Mapping, calls: BinaryIO, answers: BinaryIO) -> tuple[str, str]:
         tests = {**own, "reference": own[entry_point], entry_point: candidate}
         exec(compile(job["tests"], "tests", "exec"), tests)
         run = tests["check"]
-    except Exception as error:
+    except (Exception, Failure) as error:
         return "broken", explain(error)
     try:
         candidate.receive_value()  # how the program itself ended
@@ -297,12 +316,13 @@ def run_confined(job: Mapping, null: int) -> None:
     verdict = os.fdopen(os.dup(1), "wb")
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
+    if job["packages"]:
+        sys.path += job["packages"]
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads, which are forbidden
     if job["role"] == "serve":
         verdict.close()
         serve(job, os.fdopen(calls, "rb"), os.fdopen(answers, "wb"))
     else:
-        sys.path += job["packages"]
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads, which are forbidden
         random.seed(0)  # tests that draw give one verdict, always
         send(verdict, check(job, os.fdopen(calls, "wb"), os.fdopen(answers, "rb")))
 

@@ -26,15 +26,23 @@ SET = r"\{", r"\}"  # around the elements of a set: the first and the last of it
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 BOXED_WORD = re.compile(r"[^\s$]+")
+SAYS = re.compile(r"[^\W_]|[<>=]|\\\{")  # in the box of an answer: <, \{\}, but not \boxed{}
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 FINAL = re.compile(r"final answer is(.*?)(?:\. I hope it is correct|\n|\Z)", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
+HEADING = re.compile(r"^[^\w\n]*(?:final )?answer[^\w\n]*()$", re.IGNORECASE | re.MULTILINE)
+NEXT_LINE = re.compile(r"\n\s*(.*)")
 STOP = r"(?<!\b[A-Z][a-z])(?<!\bMrs)\.(?=\s+[A-Z])"  # of a sentence, and not of Dr. Smith
 REASON = re.compile(rf"{STOP}|,\s+(?:as|because|for|since|so|where|which)\b")
+ASIDE = re.compile(  # behind a plain answer: 7 (with $a=2$), 12 for all $n$
+    r"(?<=[0-9])\.(?=\s)|\s+\((?=[a-z]{2})"
+    r"|,?\s+(?:as|because|for|if|since|so|when|where|which|with)\b"
+)
 INSIDE = r"((?:[^$\\]|\\[^(\[]){1,500}?)"  # of maths: \$ is a dollar, and \( a new beginning
 MATHS = re.compile(rf"(?<!\\)(?:\$\${INSIDE}\$\$|\${INSIDE}\$|\\\({INSIDE}\\\)|\\\[{INSIDE}\\\])")
 JOINT = re.compile(r"\s*,?\s*(?:(?:and|or)\b)?\s*")  # between two answers
 WORD = re.compile(r"\w")
+LETTERS = re.compile(r"[^\W\d_]{2}")
 
 
 def brace_pairs(text: str) -> dict[int, int]:
@@ -55,24 +63,40 @@ def inside_braces(text: str, start: int) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} or \fbox{...} that is closed, or "\boxed "'s word."""
+    r"""What the last \boxed{...}, \fbox{...} or "\boxed 5" holds that is closed and not empty."""
     pairs = brace_pairs(text)
     for match in reversed(list(BOX.finditer(text))):
-        start = match.end()
-        if text[start : start + 1] != "{":
-            if word := BOXED_WORD.match(text, start):
-                return word[0].rstrip(".,")
-        elif start in pairs:
-            return text[start + 1 : pairs[start]]
+        start, content = match.end(), ""
+        if start in pairs:
+            content = text[start + 1 : pairs[start]]
+        elif text[start : start + 1] != "{" and (word := BOXED_WORD.match(text, start)):
+            content = word[0].rstrip(".,")
+        if SAYS.search(content):
+            return content
     return None
 
 
 def last_match(pattern: re.Pattern, text: str) -> str:
-    """What the group of the last match holds; an empty text without a match."""
+    """What the group of the last match holds; an empty text without a match.
+
+    Where nothing is said behind a marker, what the next line holds, if it is a plain answer.
+    """
     match = None
     for match in pattern.finditer(text):  # noqa: B007 the last one is used
         pass
-    return match[match.lastindex].strip() if match else ""
+    if match is None:
+        return ""
+    found = match[match.lastindex]
+    if not WORD.search(found) and (line := NEXT_LINE.match(text, match.end(match.lastindex))):
+        found = line[1] if is_plain(line[1].strip("*. ")) else ""
+    return found.strip()
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text without maths is an answer: a number, with its unit or not, or 2x + 1."""
+    if MATHS.search(text) or not re.search("[0-9]", text):
+        return False
+    return isinstance(canonical(text), Fraction) or not LETTERS.search(text)
 
 
 def first_maths(sentence: str) -> str | None:
@@ -88,6 +112,15 @@ def first_maths(sentence: str) -> str | None:
             found.append(other)
         last = following
     return ", ".join(found)
+
+
+def stated_answer(sentence: str) -> str:
+    """A plain answer ahead of an aside with maths, else the maths, else all but the reason."""
+    maths, aside = MATHS.search(sentence), ASIDE.search(sentence)
+    if maths and aside and aside.start() < maths.start():
+        if is_plain(ahead := sentence[: aside.start()]):
+            return ahead
+    return first_maths(sentence) or before_reason(sentence)
 
 
 def left_side(maths: str) -> str:
@@ -106,15 +139,17 @@ def extract_answer(text: str) -> tuple[str | None, str | None]:
     r"""(answer, rule): the last \boxed, else the last "final answer is", "answer is" or maths.
 
     Maths is $...$, $$...$$, \(...\) or \[...\]; in a sentence, the first and what an "and", "or" or
-    comma joins to it. A sentence without maths ends with its full stop, or where it gives a reason.
-    What has no letter and no digit is no answer.
+    comma joins to it, unless a number stands ahead of it and of an aside: "12 for all $n$". One
+    without maths ends with its full stop, or where it gives a reason. Behind a marker with nothing
+    on its line, or a heading "Answer", a number on the next line counts. What has no letter and no
+    digit is no answer, but for <, >, = and \{\} in a box.
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed, "boxed"
-    for rule, pattern in (("final answer", FINAL), ("answer", ANSWER)):
+    for rule, pattern in (("final answer", FINAL), ("answer", ANSWER), ("answer", HEADING)):
         answer = last_match(pattern, text).lstrip("*:,; ").rstrip("*:. ")
         if WORD.search(answer):
-            return first_maths(answer) or before_reason(answer), rule
+            return stated_answer(answer), rule
     answer = last_match(MATHS, text)
     return (answer, "last maths") if WORD.search(answer) else (None, None)
 
@@ -158,7 +193,10 @@ FORMATTING = compiled(
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|°|\\degree(?![a-zA-Z])", ""),
     (r"\\?[%$]|(?<!\\)\\[()\[\]]", ""),  # percent, dollars, the marks of maths: $, \( and \[
     (rf",?\s*\\(?:{FORMAT})\s*\{{\s*(?:and|or)\s*\}}\s*", ";"),
-    (rf"(?<=[0-9}}])\s*\\(?:{FORMAT})\s*\{{(?!\s*{NOON})[^{{}}]*\}}{POWER}{END}", ""),  # any unit
+    (  # any unit
+        rf"(?:(?<=[0-9}}])|(?<=\\pi))\s*\\(?:{FORMAT})\s*\{{(?!\s*{NOON})[^{{}}]*\}}{POWER}{END}",
+        "",
+    ),
     (rf"{LETTER}\s*\\(?:{FORMAT})\s*\{{(?:\s*(?:{UNITS})\b\.?)+\s*\}}{POWER}{END}", ""),
     (rf"\\(?:{FORMAT})\s*\{{([^{{}}]*)\}}", r"\1"),
     (rf"(?<=[0-9}}])\s*{NOON}", lambda m: m[1].lower() + "m"),  # 3 p.m. is not 3 a.m.

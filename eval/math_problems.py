@@ -7,7 +7,8 @@ r"""How often does a policy reach the answer of a problem of competition mathema
         --sympy true
 
 A row of --data has `problem`, and `solution` with the answer in \boxed{...} (or the `answer`
-itself); its `level` is reported apart where all rows have one. No data come with the project.
+itself, in its box or not); its `level` is reported apart where all rows have one. No data come
+with the project.
 
 Prompt styles: `chat` asks for the answer in \boxed{...}; `4shot` continues a text after the first
 four rows of --shots, in the words of Minerva (Lewkowycz et al. 2022).
@@ -60,6 +61,7 @@ def check_row(row: Mapping, where: str) -> dict:
     problem = check_text(row.get("problem"), "problem", where)
     if "answer" in row:
         answer = check_text(row["answer"], "answer", where)
+        answer = last_boxed(answer) or answer
     else:
         answer = last_boxed(check_text(row.get("solution"), "solution", where))
     if answer is None or not answer.strip():

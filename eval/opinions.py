@@ -41,7 +41,14 @@ from data.chat import encode_completions, encode_prompts
 from data.formats import read_formats
 from data.labels import read_opinions, sigmoid
 from data.pairs import read_split
-from eval.results import Metrics, Statistic, data_digest, read_baseline, report
+from eval.results import (
+    Metrics,
+    Statistic,
+    data_digest,
+    read_baseline,
+    refuse_results,
+    report,
+)
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
@@ -82,6 +89,7 @@ def main() -> None:
     digest = data_digest(config.data)
     baseline = read_baseline(config.baseline, "opinions", digest, len(rows), metric_values)
     run = read_run(config.adapter) if config.adapter else {}
+    check_base(config, run)
     if config.pairs:
         rows = count_labels(rows, config.pairs, run)
     elif run.get("label_noise"):
@@ -103,6 +111,17 @@ def check_config(config: OpinionsConfig) -> None:
     for flag in ("model", "adapter"):
         if (path := getattr(config, flag)) is not None and not Path(path).is_dir():
             raise FileNotFoundError(f"--{flag} expects a folder, got {path}: no such folder")
+    refuse_results(config.out, config.baseline, "--baseline")
+
+
+def check_base(config: OpinionsConfig, run: Mapping) -> None:
+    """ValueError where a run trained its adapter for another model, which is still there."""
+    base = Path(run.get("model") or config.model)
+    if base.is_dir() and base.resolve() != Path(config.model).resolve():
+        raise ValueError(
+            f"--adapter {config.adapter} is of a run with the model {base}, not {config.model}; "
+            f"pass --model {base}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ label are the same setting from other training seeds: their mean counts.
 
 A point dominates another that is nowhere better and somewhere worse. To tell what of this is noise,
 the whole comparison is made 2000 times over, each time with problems drawn anew. All numbers that
-were measured on the same problems get the same draw, so that what makes a problem hard for every
-setting cancels. This takes the values of each problem (values.json). Where these are missing, or
+were measured on the same file of problems (one `data_sha256` in summary.json) get the same draw, so
+that what makes a problem hard for every setting cancels. Two tasks have draws of their own, even on
+the same prompts. This takes the values of each problem (values.json). Where these are missing, or
 all equal, which does not make the value certain, and for what is no mean over problems, the
 summary's interval stands in: normal noise, above and below as wide as the interval is there,
 independent of all else, which is too cautious where settings share problems. With several training
@@ -75,7 +76,7 @@ class Measured:
     """One metric of one run."""
 
     row: Row
-    problems: str | None  # the SHA-256 of their file
+    problems: str | None  # `data_sha256` of the summary: one file, one set of draws
     values: np.ndarray | None  # (N,) or, with weights, (N, 2); None: unknown or all equal
 
 

@@ -78,7 +78,11 @@ def main() -> None:
     folders = [Path(folder) for folder in config.results]
     labels = config.labels or [folder.resolve().name for folder in folders]
     if config.kind == "frontier":
-        figure = draw_frontier(read_json(folders[0] / "frontier.json", dict))
+        frontier = read_json(file := folders[0] / "frontier.json", dict)
+        try:
+            figure = draw_frontier(frontier)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file}: not a frontier.json of eval.pareto: {error!r}") from error
     elif config.kind == "reliability":
         figure = draw_reliability([read_reliability(f) for f in folders], labels)
     else:
@@ -147,16 +151,11 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float, float, float
     pattern = re.compile(re.escape(metric).replace("@k", r"@(\d+)"))
     metrics = read_summary(folder)["metrics"]
     found = [(pattern.fullmatch(name), row) for name, row in metrics.items()]
-    curve = [
-        (int(match[1]), row["value"], row["low"], row["high"])
-        for match, row in found
-        if match and "@k" in metric
-    ]
+    curve = [(int(match[1]), row["value"], row["low"], row["high"])
+             for match, row in found if match and "@k" in metric]  # fmt: skip
     if not curve:
-        raise ValueError(
-            f"{folder / 'summary.json'}: no metric like --metric {metric}; it has "
-            f"{', '.join(metrics)}"
-        )
+        raise ValueError(f"{folder / 'summary.json'}: no metric like --metric {metric}; it has "
+                         f"{', '.join(metrics)}")  # fmt: skip
     return sorted(curve)
 
 

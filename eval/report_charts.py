@@ -128,7 +128,10 @@ def linear_scale(low: float, high: float, about: int, tight: bool) -> Scale:
 
 
 def log_scale(chart: Chart, low: float, high: float) -> Scale:
-    """In doublings; ticks that would touch the one before are left out, but not 1."""
+    """In doublings; ticks that would touch the one before are left out, but not 1.
+
+    Where no tick lies within the range, its two ends are ticks.
+    """
     wanted = chart.x_ticks or [2.0**i for i in range(math.floor(math.log2(low)),
                                                      math.ceil(math.log2(high)) + 1)]  # fmt: skip
     start, end = widened(math.log2(low), math.log2(high))
@@ -142,6 +145,7 @@ def log_scale(chart: Chart, low: float, high: float) -> Scale:
             abs(at - other) * unit > reach + len(name) * LETTER / 2 for other, name in kept
         ):
             kept.append((at, text))
+    kept = kept or [(math.log2(value), number(value, 4)) for value in {low, high}]
     return Scale(start - room, end + room, tuple(sorted(kept)), log=True)
 
 

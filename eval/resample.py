@@ -42,6 +42,7 @@ from model.run import run_main
 from model.sampling import PLAIN
 
 FIELDS = ("completions", "tokens", "logps", "finish_reasons", "reference_logps")  # lists
+CARRIED = ("prompts", "reference_weights")  # settings that resampled completions have as before
 ENOUGH = 4  # completions that count, for each one kept
 
 
@@ -67,6 +68,7 @@ def main() -> None:
         "seed": config.seed,
         "drawn": drawn,  # no `sampling`: these are not draws of the policy, to be weighted again
     }
+    settings |= {name: drawn[name] for name in CARRIED if name in drawn}
 
     def make(own: list[int]) -> Iterator[tuple[int, dict]]:
         wanted = set(own)
@@ -173,6 +175,8 @@ def check_samples(samples: Path, n: int) -> int:
                 raise ValueError(f"{where}: expected `{key}`, one for each completion")
         if not all(type(logp) in (int, float) and math.isfinite(logp) for logp in row["logps"]):
             raise ValueError(f"{where}: expected `logps`, the log-probability of each completion")
+        if not all(type(tokens) is int for tokens in row["tokens"]):
+            raise ValueError(f"{where}: expected `tokens`, how many each completion has")
         count += 1
     if count == 0:
         raise ValueError(f"--samples {samples}: no row in it")

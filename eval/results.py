@@ -65,8 +65,9 @@ def report(
     """Write the results of an evaluation and print its table; out: its metrics.
 
     settings: JSON, with `data_sha256`; metrics_of: items -> metrics; baseline: of `read_baseline`,
-    for paired differences.
+    for paired differences. Raises ValueError where `out` is the folder of --baseline.
     """
+    refuse_results(out, settings.get("baseline"), "--baseline")
     values = metrics_of(items)
     metrics = summarize(values) | differences(values, baseline or {})
     write_results(out, task, settings, items, metrics)
@@ -167,6 +168,14 @@ def read_baseline(
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         file = Path(folder) / "items.jsonl"
         raise ValueError(f"{file}: not the items of an earlier run: {error!r}") from error
+
+
+def refuse_results(out: str | Path, folder: str | Path | None, flag: str) -> None:
+    """ValueError where an evaluation would overwrite the results that it reads."""
+    if folder is not None and Path(out).resolve() == Path(folder).resolve():
+        raise ValueError(
+            f"--out {out} is the folder of {flag}, whose results it would overwrite; pass another"
+        )
 
 
 def data_digest(path: str | Path) -> str:

@@ -48,7 +48,15 @@ from data.pairs import truncate
 from data.rows import data_files, read_rows, refuse_overwriting
 from data.tokenizer import Tokenizer
 from eval.metrics import pass_values, powers_of_two
-from eval.results import Metrics, data_digest, json_digest, read_baseline, read_results, report
+from eval.results import (
+    Metrics,
+    data_digest,
+    json_digest,
+    read_baseline,
+    read_results,
+    refuse_results,
+    report,
+)
 from eval.reward_rows import NUMBERS, Row, add_verdicts, pair_rows, read_samples
 from model import parallel
 from model.checkpoint import DTYPES
@@ -136,6 +144,8 @@ def check_config(config: RewardConfig) -> None:
     for flag in ("samples", "items"):
         if (path := getattr(config, flag)) is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{flag} expects a file, got {path}: no such file")
+    refuse_results(config.out, config.baseline, "--baseline")
+    refuse_results(config.out, config.items and Path(config.items).resolve().parent, "--items")
     if config.relabel is not None:
         target = Path(config.relabel)
         if target.is_dir():

@@ -79,14 +79,16 @@ def sample_row(where: str, row: Mapping, prompt: Prompt | None) -> Row:
 def add_verdicts(rows: Sequence[Row], items: Path) -> list[Row]:
     """The rows with `correct`, the verdicts of an evaluation of the same samples.
 
-    Raises ValueError where there are not as many verdicts as completions.
+    Raises ValueError for a broken row, and where there are not as many verdicts as completions.
     """
     marks = {}
     for where, item in read_rows(items):
-        correct = item.get("correct")
+        index, correct = item.get("index"), item.get("correct")
+        if type(index) is not int or index < 0 or index in marks:
+            raise ValueError(f"{where}: expected an index not yet seen, got {index!r}")
         if not isinstance(correct, list) or not all(type(mark) is bool for mark in correct):
             raise ValueError(f"{where}: correct: expected a list of true and false")
-        marks[item.get("index")] = correct
+        marks[index] = correct
     for index, row in enumerate(rows):
         wanted, got = len(row.replies), len(marks.get(index, ()))
         if wanted != got:

@@ -8,9 +8,9 @@ runs the tests, whose `candidate` sends the arguments over a pipe and gets a lit
 one holds the pipe for the verdict. So objects that equal everything, walks up the stack, an early
 exit or a patched module change nothing but the process that they are in.
 
-Both are locked in by eval/jail.py: no network, no files but Python's library and an empty folder,
-no other process, and limits on memory, time, file size and processes. Where the machine does not
-allow namespaces only the limits hold, and `open_sandbox` says so loudly.
+Both are locked in by eval/jail.py: no network, no files but Python's library, numpy for those that
+name it, and an empty folder, no other process, and limits on memory, time, file size and processes.
+Where the machine does not allow namespaces only the limits hold, and `open_sandbox` says so loudly.
 """
 
 import math
@@ -116,7 +116,6 @@ def make_jobs(
 
     The program's job holds nothing of the reference or the tests.
     """
-    packages, numpy_code = numpy_folders() if "numpy" in tests else ([], [])
     shared = {
         "entry_point": entry_point,
         "namespaces": sandbox.namespaces,
@@ -127,15 +126,14 @@ def make_jobs(
         "role": "serve",
         "program": program,
         "memory_bytes": sandbox.memory_limit_mb << 20,
-        "visible": outermost(library_folders()),
+        **libraries(program),
     }
     checking = {
         "role": "check",
         "reference": reference,
         "tests": tests,
-        "packages": packages,
         "memory_bytes": TESTS_MEMORY_MB << 20,
-        "visible": outermost(library_folders() + numpy_code),
+        **libraries(tests),
     }
     return shared | serving, shared | checking
 
@@ -193,6 +191,12 @@ def library_folders() -> list[str]:
     prefix = Path(sys.base_prefix)
     folders = [prefix / "lib", prefix / "lib64", "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     return [str(folder) for folder in folders if os.path.isdir(folder)]
+
+
+def libraries(code: str) -> dict[str, list[str]]:
+    """What code may import: Python's library, and numpy where it names that."""
+    packages, numpy_code = numpy_folders() if "numpy" in code else ([], [])
+    return {"packages": packages, "visible": outermost(library_folders() + numpy_code)}
 
 
 def numpy_folders() -> tuple[list[str], list[str]]:

@@ -135,7 +135,9 @@ def arena_hard_answers(path: Path, flag: str, problems: Sequence[Mapping]) -> li
                 f"{where}: --{flag} expects `index` and `completions`, or `uid` and "
                 f"`messages[-1].content.answer`, got {sorted(row)}"
             ) from None
-        answers[check_text(uid, "uid", where)] = check_text(answer, "answer", where)
+        if check_text(uid, "uid", where) in answers:
+            raise ValueError(f"{where}: expected a uid not yet seen, got {uid!r}; drop one of them")
+        answers[uid] = check_text(answer, "answer", where)
     missing = [i for i, problem in enumerate(problems) if problem["uid"] not in answers]
     if missing:
         raise ValueError(

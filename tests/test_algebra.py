@@ -37,6 +37,11 @@ def algebra():
         (r"\sin^2 x + \cos^2 x", "1"),
         (r"\sin 2x", r"2 \sin x \cos x"),
         (r"\ln e^3", "3"),
+        (r"\sin(x)^{2}", r"\sin^{2}{x}"),
+        (r"\sin(x)^2 + \cos(x)^2", "1"),
+        (r"\exp(x)^{2}", "e^{2x}"),
+        (r"\ln{x}^{2}", r"\ln x^{2}"),  # braces are not seen
+        (r"\exp(0)!", "1"),
         (r"\log 1000", "3"),  # of base ten
         (r"\log x + \log y", r"\frac{\ln x + \ln y}{\ln 10}"),
         ("5!", "120"),
@@ -65,6 +70,9 @@ def test_equal_expressions(algebra: Algebra, one: str, other: str) -> None:
         ("x+x,1,2", "2x,1"),
         ("x+x,1,1", "2x,2x,1"),
         (r"\log 5", r"\ln 5"),
+        (r"\ln(x)^{2}", r"\ln(x^{2})"),
+        (r"\sin(x)^2", r"\sin x^2"),
+        (r"\exp(3)!", "e^6"),  # the factorial of e^3
         (r"\sin^{-1} x", r"\frac{1}{\sin x}"),  # or the inverse function: not decided
         ("(x+x,1,2)", "(2x,1)"),
         ("x+x", "(2x,1)"),

@@ -104,6 +104,20 @@ def test_spellings_of_a_number(text: str, value: Fraction) -> None:
         ("The answer is $12 + $6 = $18", 18, "answer"),
         ("The answer is 10 - 15 = - 5", -5, "answer"),
         ("#### 3\\frac{1}{2}", Fraction(7, 2), "####"),
+        # and one with units
+        ("#### 5 apples + 3 apples = 8 apples", 8, "####"),
+        ("The answer is $5/hour * 8 hours = $40.", 40, "answer"),
+        ("The answer is 60 minutes / 5 minutes = 12", 12, "answer"),
+        ("The answer is 20% of 50 = 10", 10, "answer"),
+        ("Answer: 3 pounds per week x 4 weeks = 12 pounds, not 3", 12, "answer"),
+        ("The answer is 18 apples - 3 of them red", 18, "answer"),
+        ("The answer is 12 + 6 = 18 and x = 3", 18, "answer"),
+        ("The answer is 18 eggs, 6 a day - 3 days = 18 / 6", 18, "answer"),
+        # a reason, and a list
+        ("The answer is 18. This answer is reasonable, since 9 eggs are $18.", 18, "answer"),
+        ("The answer is right because 9 > 4: 18", 18, "last number"),
+        ("A: 10 + 5 = 15\nB: 20\nTogether they have 35.", 35, "last number"),
+        ("Answer: After 4 weeks she has $80.", 4, "answer"),  # wrongly: the first of a sentence
         # and a number that something else is said of
         ("The answer is 18 = 3(6)", 18, "answer"),
         ("The answer is 24 = 2 dozen", 24, "answer"),
@@ -158,6 +172,9 @@ PIECES = ["9", "9,", "-", "- 9", "= ", "=     ", "####", "A:\n", "\\boxed{", "\\
 PIECES += [
     "9=",
     "9 + ",
+    "9 a per b + ",
+    "9 % of ",
+    "9 a",
     "x 9",
     "answer is 9+",
     "answer is ",

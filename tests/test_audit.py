@@ -12,7 +12,14 @@ import pytest
 
 from eval import audit as module
 from eval import audit_pairs
-from eval.audit import check_config, check_flags, command_of, main
+from eval.audit import (
+    check_config,
+    check_flags,
+    check_objective,
+    check_out,
+    command_of,
+    main,
+)
 from eval.audit_run import AuditConfig, Settings
 from model.adapter import save_adapter
 from model.checkpoint import load_model
@@ -68,7 +75,9 @@ def test_sums_that_do_not_close_are_loud(flags, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 1 and out.is_file()
-    assert "THE TOKENS DO NOT SUM TO THE MARGIN for 2 of 2 pairs: 0, 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "THE TOKENS DO NOT SUM TO THE MARGIN for 2 of 2 pairs: 0, 1 (largest residual" in said
+    assert "of the terms' size; 1e-04 is allowed in float32)" in said
 
 
 def test_check_is_asked_with_the_flags(monkeypatch):
@@ -100,11 +109,46 @@ def test_check_is_asked_with_the_flags(monkeypatch):
         (AuditConfig(run="r", lora_rank=4), "--lora_rank has no meaning without --check"),
         (AuditConfig(check=True, worst=3), "--worst has no meaning with --check"),
         (AuditConfig(check=True, policy="p"), "--policy has no meaning with --check"),
+        (AuditConfig(run="r", dtype="int7"), "--dtype expects one of float32, .*, got 'int7'"),
     ],
 )
 def test_flags_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         check_flags(config)
+
+
+@pytest.mark.parametrize(
+    "config, settings, message",
+    [
+        ({}, {"label_smoothing": 0.5}, r"--label_smoothing expects a share in \[0, 0.5\), got 0.5"),
+        ({}, {"label_smoothing": -0.1}, r"--label_smoothing expects .* got -0.1"),
+        ({}, {"objective": "ipo", "label_smoothing": 0.1}, "no meaning for ipo, got 0.1; pass"),
+        ({"alpha": 0.2}, {"objective": "dpo"}, "--alpha has no meaning for --objective dpo, which"),
+        ({"alpha": 0.2}, {"objective": "ipo"}, "--alpha has no meaning for --objective ipo"),
+        ({"alpha": 0.2}, {"objective": "robust"}, "--alpha has no meaning for --objective robust"),
+    ],
+)
+def test_what_an_objective_has_no_use_for_is_refused(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_objective(AuditConfig(run="r", **config), Settings(**settings))
+
+
+def test_an_alpha_that_a_run_holds_is_not_refused():
+    check_objective(AuditConfig(run="r"), Settings(objective="dpo", alpha=0.12))
+    check_objective(AuditConfig(alpha=0.2), Settings(objective="spl", alpha=0.2))
+
+
+def test_a_page_in_the_place_of_what_is_read_is_refused(tmp_path):
+    for name in ("train.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    train, held_out = (str(tmp_path / name) for name in ("train.jsonl", "eval.jsonl"))
+    settings = Settings(data=(train,), eval_data=(held_out,))
+    for out in (train, held_out, f"{tmp_path}/x/../train.jsonl"):
+        with pytest.raises(ValueError, match=r"--out .* would overwrite .*\.jsonl, which is read"):
+            check_out(Path(out), settings)
+    with pytest.raises(ValueError, match="--out expects a file for the page, got the folder"):
+        check_out(tmp_path, settings)
+    check_out(tmp_path / "audit.html", settings)
 
 
 def test_what_is_checked_is_what_would_be_trained():

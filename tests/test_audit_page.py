@@ -81,6 +81,21 @@ def test_verdict_names_what_does_not_close():
     assert "the one pair sum to its margin" in verdict(example(count=1))
 
 
+def test_verdict_says_what_the_dtype_allows():
+    data = example(count=1) | {"dtype": "bfloat16"}
+    data["closing"]["tolerance"] = 0.05
+    assert "0.05 of the size of the terms is allowed in bfloat16." in verdict(data)
+
+
+def test_a_duplicate_is_named_where_the_glance_leaves_it_out(folder):
+    data = example(count=2, glance=20)
+    data["pairs"][1]["duplicate_of"] = 7
+    data["glance"]["rows"] = [row for row in data["glance"]["rows"] if row[0] not in (0, 3)]
+    write_audit(folder / "duplicate.html", data)
+    held = embedded((folder / "duplicate.html").read_text(encoding="utf-8"))["audit"]
+    assert [pair["duplicate_of"] for pair in held["pairs"]] == [None, 7]
+
+
 def test_no_pair_is_no_good_verdict(folder):
     data = example(count=0, glance=5)
     assert 'class="verdict none"' in verdict(data)

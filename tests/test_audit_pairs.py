@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.tokenizer import load_tokenizer
+from eval import audit_pairs
 from eval.audit_pairs import Speller, audit, choose_pairs, count, find_duplicates
 from eval.audit_run import AuditConfig, read_settings
 from tests.conftest import ROOT
@@ -94,6 +95,18 @@ def test_another_objective_on_the_same_policy(run, page):
     (pair,) = other["pairs"]
     margin = 0.3 * (pair["chain"]["pi_logratios"] - pair["chain"]["ref_logratios"])
     assert pair["chain"]["margin"] == pytest.approx(margin) and other["tau"] == 1
+
+
+def test_a_shown_pair_names_its_duplicate_beyond_the_glance(tmp_path, monkeypatch):
+    """Three pairs, the last like the first; the glance has none of them."""
+    one, two = (ROOT / "data" / "tiny" / "train.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "pairs.jsonl").write_text("\n".join((one, two, one)))
+    monkeypatch.setattr(audit_pairs, "SHOWN", 0)
+    config = AuditConfig(model=TINY, policy=TINY, data=(str(tmp_path / "pairs.jsonl"),),
+                         device="cpu")  # fmt: skip
+    page = audit(config, read_settings(config))
+    assert page["glance"]["rows"] == []
+    assert [pair["duplicate_of"] for pair in page["pairs"]] == [None, None, 0]
 
 
 # ------------------------------------------------------------------------------------------------

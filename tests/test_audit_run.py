@@ -54,6 +54,33 @@ def test_a_run_s_settings_and_flags_before_them(run, data):
     assert settings.data == ("x",) and settings.eval_data is None
 
 
+def test_an_alpha_of_another_objective_is_not_inherited(run):
+    """0.9 is tau for h_dpo, and for spl with beta 0.2 a tau of 4.5: there it is 1.2 * 0.2."""
+    settings = read_settings(AuditConfig(run=run, objective="spl"))
+    assert settings.terms.coefficients == pytest.approx((0.24, 0.2))
+    assert read_settings(AuditConfig(run=run, objective="dpo")).alpha is None
+    assert read_settings(AuditConfig(run=run, objective="h_dpo")).alpha == 0.9
+    file = Path(run) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"objective": "spl"}))
+    with pytest.raises(ValueError, match="h_dpo expects --alpha"):
+        read_settings(AuditConfig(run=run, objective="h_dpo"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_data": 3}, r"config.json: eval_data expects a list of texts, got 3"),
+        ({"data": "abc"}, r"config.json: data expects a list of texts, got 'abc'"),
+        ({"beta": "x"}, r"config.json: beta expects a number, got 'x'"),
+    ],
+)
+def test_a_config_that_no_run_has_written_is_named(run, settings, message):
+    file = Path(run) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ValueError, match=message):
+        read_settings(AuditConfig(run=run))
+
+
 @pytest.mark.parametrize(
     "config, error, message",
     [

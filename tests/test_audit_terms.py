@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from eval.audit_terms import Objective, chains, close, pair_logps, shares, token_numbers
+from eval.audit_terms import TOLERANCE, Objective, chains, close, pair_logps, shares, token_numbers
 from model.objective import TWO_TERMS, objective_loss
 from tests.test_generate import random_model
 from tests.test_transformer import padded_logps, random_pairs
@@ -151,6 +151,25 @@ def test_what_cancels_near_the_reference_still_closes():
     assert close(chain, *parts)["closes"]  # 1e-6 of 42
     chain["margin"] += 1e-2
     assert not close(chain, *parts)["closes"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)]
+)
+def test_what_a_dtype_rounds_off_still_closes(dtype, most):
+    """Of terms that sum to 0.5 * (6 + 8) + 0.25 * (5 + 7) = 10 a margin may be off by 10 * most."""
+    objective = Objective("spl", 0.5, 0.25)
+    policy, reference = torch.tensor([6.0, 8.0]), torch.tensor([5.0, 7.0])
+    parts = [
+        shares(objective, sign, -policy[i : i + 1].double(), -reference[i : i + 1].double())
+        for i, sign in enumerate((1, -1))
+    ]
+    exact = {"terms/policy": 1.0, "terms/reference": 0.5, "margin": 0.5}
+    for off, closes in ((0.9, True), (1.1, False)):
+        chain = exact | {"margin": exact["margin"] + off * 10 * most}
+        closing = close(chain, *parts, TOLERANCE[dtype])
+        assert closing["closes"] == closes
+        assert closing["residual"] == pytest.approx(off * most)
 
 
 def test_a_sign_that_is_wrong_does_not_close():

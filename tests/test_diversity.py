@@ -210,14 +210,28 @@ def test_influences_give_the_standard_error() -> None:
 
 
 def test_bounds_hold() -> None:
-    """All but one of 4 prompts have distinct words: the interval ends at 1."""
+    """All but one of 4 prompts have distinct words: the interval ends at 1.
+
+    So does that of the share of aberrations, 3 + 3 + 3 + 1 of 12 words; nats have no upper bound.
+    """
     items = [
-        {"means": {}, "ratios": {}, "lengths": {}, "input": {}, "across": {"distinct_1": value}}
-        for value in (1.1, 1.1, 1.1, 0.5)
+        {
+            "means": {},
+            "ratios": {"aberrations": [count, 3], "entropy/token": [count, 3]},
+            "lengths": {},
+            "input": {},
+            "across": {"distinct_1": value},
+        }
+        for value, count in ((1.1, 3), (1.1, 3), (1.1, 3), (0.5, 1))
     ]
-    metric = metric_values(items)["across/distinct_1"]
+    metrics = metric_values(items)
+    metric = metrics["across/distinct_1"]
     assert (metric.least, metric.most) == (0, 1)
     assert metric.compute(metric.rows) == pytest.approx(0.95)
+    metric = metrics["aberrations"]
+    assert (metric.least, metric.most) == (0, 1)
+    assert metric.compute(metric.rows) == pytest.approx(10 / 12)
+    assert metrics["entropy/token"].most == np.inf
 
 
 # ------------------------------------------------------------------------------------------------

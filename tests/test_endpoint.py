@@ -230,13 +230,21 @@ def test_a_redirect_is_not_followed(status):
     [
         "api.openai.com/v1", "ftp://host/v1", "http:///v1", "http://ho st/v1", "http://hôst/v1",
         "http://user:secret@host/v1", "http://secret@host/v1", "http://host/v1?key=secret",
-        "http://host/v1#secret",
+        "http://host/v1#secret", "http://127.0.0.1:secret/v1", "http://host:70000/v1",
+        "http://secret..host/v1", "http://[::1/v1", f"http://{'a' * 64}.b/v1",
     ],
 )  # fmt: skip
 def test_bad_addresses_are_not_repeated(url):
     with pytest.raises(ValueError, match="--judge_url expects") as caught:
         check_url(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://a.b./v1", "http://[::1]:8/v1"]
+)
+def test_good_addresses(url):
+    check_url(url)
 
 
 def test_keys():

@@ -345,6 +345,15 @@ def test_a_split_and_a_baseline_of_completions_that_are_drawn(run, tmp_path: Pat
     assert values["pass@1/medium - baseline"] == -1 / 2 and values["pass@1/easy - baseline"] == -1
 
 
+@pytest.mark.parametrize("key", ["samples", "data"])
+def test_a_split_overwrites_nothing_that_is_read(run, split, key: str) -> None:
+    before = Path(split[key]).read_bytes()
+    flags = ("--data", split["data"], "--samples", split["samples"])
+    with pytest.raises(ValueError, match=r"^--write_split .* would overwrite .*; pass another"):
+        run(*flags, "--write_split", split[key])
+    assert Path(split[key]).read_bytes() == before
+
+
 def test_splits_that_do_not_fit_are_refused(run, tmp_path: Path, split) -> None:
     others = write_samples(tmp_path / "other.jsonl", [["#### 7"]] * 5)
     flags = ("--data", split["data"], "--samples", others)

@@ -7,6 +7,7 @@ No model is loaded.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from textwrap import indent
 import pytest
 
 from data.rows import read_rows
-from eval.humaneval import build_program, check_row, metric_values, score_problem
+from eval.humaneval import build_program, check_row, count_cores, metric_values, score_problem
 from eval.sandbox import Sandbox, open_sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,6 +224,14 @@ def test_whole_functions_in_chat_replies_pass_too(shared_data: Path, sandbox: Sa
 # ---------------------------------------------------------------------------------------------
 # the command
 # ---------------------------------------------------------------------------------------------
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    assert count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert count_cores() == 64
 
 
 CONSENT = ["--allow_code_execution", "true"]

@@ -5,7 +5,9 @@ tests/test_sandbox.py runs the jail itself.
     python -m pytest tests/test_jail.py
 """
 
+import ast
 import math
+import time
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from enum import IntEnum
 from io import BytesIO
@@ -101,6 +103,35 @@ def test_what_is_no_literal_is_a_value_error(text: str) -> None:
         from_literal(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(1, )", "('value', 1, )", "([], )", "('value', [], )", "([1, -2], -3, [0.5, 1e5], )",
+        "('value', 1, 2, )", "('value', [-0.0, 1e-07, 1e+16, 1e999], )", "([[1, 2], [3]], )",
+        "((1, 2), )", "('value', (1, 2), )", "('value', [(1,), 2], )", "([00], )", "([1, ], )",
+        "(, )", "('value', , )", "(1], [2, )", "([01], )", "([1 2], )", "([1, , 2], )",
+        "([1., .5], )", "(- 5, )", "(+5, )", "(1+2, )", "(1-2j, )", "([1]], )", "([1], [2)",
+        "('value', [1]), )",
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_python_reads_them(text: str) -> None:
+    """json takes part in it, whose numbers are Python's, and whose lists are never tuples."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        with pytest.raises(ValueError):
+            from_literal(text)
+    else:
+        assert repr(from_literal(text)) == repr(from_literal(text + "\n")) == repr(value)
+
+
+def test_a_million_integers_take_little_of_the_time_limit() -> None:
+    text = to_literal(("value", list(range(10**6))))
+    start = time.process_time()
+    assert from_literal(text)[1][-1] == 10**6 - 1
+    assert time.process_time() - start < 1.5
+
+
 def call(answer: bytes) -> object:
     """What the tests get for one call when the program's side wrote `answer`."""
     return Candidate(BytesIO(), BytesIO(answer))(1, "a")
@@ -150,10 +181,15 @@ JOB = {"entry_point": "f", "reference": REFERENCE}
         ("def check(candidate):\n    assert candidate(5) == reference(5)", "assertion"),
         ("def check(candidate):\n    candidate(4).append(1)", "exception"),
         ("def check(candidate):\n    candidate(len)", "broken"),
+        ("def check(candidate):\n    candidate(x=4)", "broken"),
+        # the recording ends: a program that is dead, which no test can hide
+        ("def check(candidate):\n  for _ in 'abc':\n    try: candidate(4)\n"
+         "    except Exception: pass", "died"),
+        ("for _ in 'abcd': f(4)", "broken"),
         ("def test(candidate): ...", "broken"),
         ("import no_such_module", "broken"),
     ],
-)
+)  # fmt: skip
 def test_tests_see_the_reference_and_its_helpers(tests: str, reason: str) -> None:
     """The candidate here is a recording that says 3.0 to every call: right for 4, wrong for 5."""
     answers = BytesIO(b"('value', None)\n" + b"('value', 3.0)\n" * 2)

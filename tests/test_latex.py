@@ -64,6 +64,28 @@ from eval.latex import canonical, compare, extract_answer, last_boxed, normalize
         ("The answer is x = 1; y = 2", "x = 1; y = 2", "answer"),
         ("The answer is, because 2 + 3 = 5, five", "because 2 + 3 = 5, five", "answer"),
         (r"\boxed{42}. Again \boxed", "42", "boxed"),
+        # a plain answer, and maths that is said of it
+        ("The answer is 5, since $x = 3$ solves it.", "5", "answer"),
+        ("The answer is 7 (with $a=2$).", "7", "answer"),
+        ("The answer is 12 for all $n$.", "12", "answer"),
+        ("The answer is 5. Check: $2 + 3 = 5$.", "5", "answer"),
+        ("The answer is 2x + 1, because $x > 0$.", "2x + 1", "answer"),
+        ("The final answer is 10 cm where $h=2$.", "10 cm", "final answer"),
+        ("The answer is x where $x = 5$.", "x = 5", "answer"),
+        ("The answer is the number of pairs of 4, which is $6$.", "6", "answer"),
+        # on the next line
+        ("So $x=3$.\n\nThe final answer is:\n12", "12", "final answer"),
+        ("We solve $2x=24$.\n\n**Answer:**\n12", "12", "answer"),
+        ("**Final Answer**\n\n12", "12", "answer"),
+        ("### Answer\n**12 cm**\nIt is $x$.", "12 cm", "answer"),
+        ("The answer is\n\n42", "42", "answer"),
+        ("Answer:\nIn 2 steps, $2x=24$ and $x=12$", "x=12", "last maths"),
+        # an empty box
+        (r"\boxed{5}, as asked for in \boxed{}", "5", "boxed"),
+        (r"It is $\boxed{\ }$. The answer is 5.", "5", "answer"),
+        (r"\boxed{}", None, None),
+        (r"\boxed{\{\}}", r"\{\}", "boxed"),
+        (r"\boxed{<}", "<", "boxed"),
         ("nothing", None, None),
         ("", None, None),
     ],
@@ -121,6 +143,7 @@ EQUAL = [  # how they are found equal, and spellings of one answer
     ("exact", "5", "AB = 5", "f(2) = 5", r"\angle ABC = 5^\circ", r"\theta = 5", "x_1 = 5"),
     ("exact", "1/2", r"P(A) = \frac12", "g(-1) = 0.5"),
     ("string", r"2\pi", r"2\pi\text{ cm}", r"2\pi \text{ square inches}", r"2\pi cm^2"),
+    ("string", r"36\pi", r"36\pi\text{ m}", r"36\pi \mbox{ gallons}"),
     ("string", "x", r"x\text{ dollars}"),
     ("string", "2(x+1)", r"2(x+1)\text{ feet}", "2(x+1) feet"),
     ("string", r"3 \text{ p.m.}", "3 p.m.", r"3\mbox{ PM}"),
@@ -226,6 +249,7 @@ HOSTILE = [
     " ",
     "9,",
 ]
+HOSTILE += ["answer is\n", "answer\n", "\n*", "answer is 9 for ", r"\boxed{}"]
 HOSTILE += ["^", "_{", r"\sqrt", r"^\frac", r"\(", r"\[", "$$a"]
 HOSTILE += ["answer is $", r"\text{", r"\left(", "1/", "9", r"\cup", "x=", "5cm", "and "]
 

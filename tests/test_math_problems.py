@@ -120,6 +120,7 @@ def test_prompts_by_hand() -> None:
 
 def test_the_answer_may_stand_alone() -> None:
     assert check_row({"problem": "x", "answer": "5"}, "here")["answer"] == "5"
+    assert check_row({"problem": "x", "answer": r"$\boxed{5}$"}, "here")["answer"] == "5"
 
 
 @pytest.mark.parametrize(

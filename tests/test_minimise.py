@@ -62,6 +62,27 @@ def test_a_logistic_loss_far_from_its_start(share):
     assert minimise(loss, numbers(-3)).item() == pytest.approx(expected, abs=1e-7)
 
 
+def test_where_the_function_curves_down_steps_still_go_down():
+    """log(1 + x^2) has its minimum at 0 and curves down beyond 1: there by -0.16 at 3."""
+    found = minimise(lambda v: torch.log1p(v * v).sum(), numbers(3.5))
+    assert found.item() == pytest.approx(0, abs=1e-14)
+
+
+def test_no_step_is_longer_than_1():
+    """From 0 to the minimum of (x - 40)^2 by 40 of them; each point beyond the last is asked for.
+
+    One step of that parabola would have been enough.
+    """
+    asked = []
+
+    def parabola(v: torch.Tensor) -> torch.Tensor:
+        asked.append(v.item())
+        return ((v - 40) ** 2).sum()
+
+    assert minimise(parabola, numbers(0)).item() == 40
+    assert sorted({round(x) for x in asked}) == list(range(41))
+
+
 def test_float32_is_refused():
     with pytest.raises(AssertionError, match="float32"):
         minimise(lambda v: (v * v).sum(), torch.ones(2))

@@ -299,6 +299,25 @@ def test_mistakes_are_named(row, settings, message, tmp_path, measure) -> None:
     assert message in str(error.value)
 
 
+def test_a_run_of_another_model_is_refused(tmp_path, measure) -> None:
+    """Its own by another name is no other; one that is no longer there cannot be compared."""
+    (tmp_path / "link").symlink_to(TINY)
+    (other := tmp_path / "other").mkdir()
+    for base in (tmp_path / "link", tmp_path / "gone"):
+        measure("--adapter", make_run(tmp_path / f"of-{base.name}", 2, model=str(base)))
+    run = make_run(tmp_path / "run", 2, model=str(other))
+    with pytest.raises(ValueError, match=f"is of a run with the model {other}, not .*; pass --mod"):
+        measure("--adapter", run)
+
+
+def test_the_baseline_is_not_overwritten(tmp_path, measure) -> None:
+    measure()
+    before = (tmp_path / "out" / "items.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"--out .* is the folder of --baseline"):
+        measure("--baseline", tmp_path / "out", "--adapter", make_run(tmp_path / "run", 2))
+    assert (tmp_path / "out" / "items.jsonl").read_bytes() == before
+
+
 def test_missing_files_are_named(tmp_path, measure) -> None:
     for flag, message in (("--adapter", "--adapter expects a folder"), ("--data", "JSONL file")):
         with pytest.raises(FileNotFoundError, match=message):

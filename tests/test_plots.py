@@ -335,6 +335,15 @@ def test_from_results_folders_to_pictures(tmp_path, monkeypatch, capsys) -> None
     assert len(capsys.readouterr().out.splitlines()) == len(list((tmp_path / "new").iterdir())) == 6
 
 
+def test_a_frontier_that_is_none_is_named(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "frontier.json"
+    for broken in ({}, frontier() | {"points": []}, frontier() | {"points": [3]},
+                   frontier() | {"axes": None}):  # fmt: skip
+        file.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=r"frontier.json: not a frontier.json of eval.pareto"):
+            run(monkeypatch, "--kind", "frontier", "--results", str(tmp_path), "--out", "x")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -3,6 +3,7 @@
 pytest tests/test_report_charts.py
 """
 
+import math
 import re
 
 import pytest
@@ -54,6 +55,15 @@ def test_ticks_of_a_log_axis_keep_1_and_leave_each_other_room():
     taus = (0.5, 0.9, 0.95, 1, 1.1, 2, 11)
     x, _ = scales(chart(line(*(Point(tau, 0) for tau in taus)), log_x=True, x_ticks=taus))
     assert [text for _, text in x.ticks] == ["0.5", "1", "2", "11"]
+
+
+def test_a_log_axis_without_a_tick_in_its_range_has_its_ends():
+    """Neither 4 and 8, the doublings around 5 to 7, nor ticks that are given far from there."""
+    for ticks in ((), (0.5, 1, 100)):
+        x, _ = scales(chart(line(Point(5, 0), Point(7, 1)), log_x=True, x_ticks=ticks))
+        assert x.ticks == ((math.log2(5), "5"), (math.log2(7), "7"))
+    x, _ = scales(chart(line(Point(5, 0)), log_x=True, x_ticks=(1,)))
+    assert [text for _, text in x.ticks] == ["5"]
 
 
 def test_axes_hold_intervals_and_the_diagonal_makes_them_equal():

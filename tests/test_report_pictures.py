@@ -45,6 +45,12 @@ def test_a_series_without_points_takes_no_room_and_is_named_where_it_has_some(tm
     assert all(axes.get_position().width > 0.2 for axes in figure.axes)
 
 
+def test_a_log_axis_without_a_tick_in_its_range_is_drawn():
+    chart = Chart("far", "k", "y", (BAND,), log_x=True, x_ticks=(64, 128))
+    figure = draw_panel(Panel("p", "P", (chart,), ""))
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "4"]
+
+
 def test_one_legend_for_the_panel_names_each_series_once():
     (legend,) = draw_panel(Panel("p", "P", CHARTS, "")).legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]

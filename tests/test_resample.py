@@ -214,6 +214,15 @@ def test_from_a_samples_file_to_another(samples, monkeypatch, capsys) -> None:
     assert few >= 1 and f"warning: for {few} of 3 prompts it is below 4 for each" in printed
 
 
+def test_what_was_drawn_is_still_named(tmp_path, monkeypatch) -> None:
+    """The digest of a benchmark's prompts and the reference, by which eval.diversity compares."""
+    known = {"prompts": "abc", "reference_weights": "def"}
+    samples = write_samples(tmp_path, [make_row(0, [-1.0, -2.0])], **known)
+    out = run(monkeypatch, samples, "--tau", "2", "--n", "1")
+    settings = json.loads(out.with_name("resampled.jsonl.settings.json").read_text())
+    assert {name: settings[name] for name in known} == known
+
+
 def test_nothing_is_warned_of_where_all_count(samples, monkeypatch, capsys) -> None:
     run(monkeypatch, samples, "--tau", "1", "--n", "2")
     printed = capsys.readouterr().out
@@ -261,6 +270,7 @@ def test_draws_of_unknown_settings_are_refused(samples, monkeypatch) -> None:
         ([make_row(0, [-1.0, -2.0], tokens=[1])], "jsonl:1: expected `tokens`, one for each"),
         ([make_row(0, [-1.0, -2.0]) | {"logps": None}], "jsonl:1: expected `logps`, one for each"),
         ([make_row(0, [-1.0, "x"])], "expected `logps`, the log-probability"),
+        ([make_row(0, [-1.0, -2.0], tokens=["x", None])], "jsonl:1: expected `tokens`, how many"),
         ([make_row(0, [-1.0, -2.0], reference_logps=[])], "expected `reference_logps`, one for"),
     ],
 )

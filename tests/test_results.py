@@ -189,6 +189,17 @@ def test_what_a_report_has_written_is_a_baseline(tmp_path):
     assert read_baseline(None, "task", "d", 3, metric_values) == {}
 
 
+def test_a_baseline_is_not_overwritten(tmp_path):
+    """By whatever name its folder goes; another folder beside it is free."""
+    report(tmp_path / "a", "task", SETTINGS, ITEMS, metric_values)
+    before = (tmp_path / "a" / "items.jsonl").read_bytes()
+    settings = SETTINGS | {"baseline": str(tmp_path / "b" / ".." / "a")}
+    with pytest.raises(ValueError, match=r"--out .* is the folder of --baseline, whose results"):
+        report(tmp_path / "a", "task", settings, ITEMS[:1], metric_values)
+    assert (tmp_path / "a" / "items.jsonl").read_bytes() == before
+    report(tmp_path / "b", "task", settings, ITEMS, metric_values)
+
+
 @pytest.mark.parametrize(
     ("task", "digest", "problems"), [("other", "d", 3), ("task", "e", 3), ("task", "d", 2)]
 )

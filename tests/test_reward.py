@@ -43,6 +43,7 @@ from tests.test_train import pairs_of, run, settings, trained
 from tests.test_transformer import BASE, LLAMA3, save_witness
 
 TINY = ROOT / "data" / "tiny"
+SOME = str(TINY / "eval.jsonl")  # a file that is there
 LAYOUTS = {
     "llama": {"num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True},
@@ -657,6 +658,12 @@ def test_many_samples_stay_exact():
             "--relabel .* would overwrite",
         ),
         ({"relabel": str(TINY)}, ValueError, "--relabel expects a file, got the folder"),
+        ({"baseline": "./out"}, ValueError, "--out out is the folder of --baseline, whose results"),
+        (
+            {"data": None, "samples": SOME, "items": SOME, "out": str(TINY)},
+            ValueError,
+            "--out .* is the folder of --items, whose results it would overwrite; pass another",
+        ),
     ],
 )
 def test_contradictions_stop_before_anything_is_read(flags, error, message):

@@ -87,6 +87,11 @@ def test_verdicts_belong_to_completions(tmp_path):
         add_verdicts([row, replace(row, replies=("a",))], items)
     with pytest.raises(ValueError, match="expected 2 verdicts on row 2, got 0"):
         add_verdicts([row] * 3, items)
+    for index in ([1], None, -1, 0):
+        twice = write(tmp_path / "twice.jsonl", {"index": 0, "correct": [True, True]},
+                      {"index": index, "correct": [True, True]})  # fmt: skip
+        with pytest.raises(ValueError, match=r"twice.jsonl:2: expected an index not yet seen, got"):
+            add_verdicts([row], twice)
     for broken in ([1, 0], "yes", None):
         with pytest.raises(ValueError, match="correct: expected a list of true and false"):
             add_verdicts([row], write(items, {"index": 0, "correct": broken}))

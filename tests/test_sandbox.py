@@ -272,6 +272,15 @@ def test_programs_find_the_module_that_they_are_in(sandbox: Sandbox) -> None:
     assert attempt(sandbox, NODE) == ("passed", "")
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("import numpy as np", "passed"), ("np = __import__('num' 'py')", "exception")],
+)
+def test_a_program_that_names_numpy_has_it(sandbox: Sandbox, line: str, reason: str) -> None:
+    program = f"{line}\ndef f():\n    return int(np.eye(6).sum() * 7)\n"
+    assert attempt(sandbox, program).reason == reason
+
+
 def test_integers_of_any_length_are_literals(sandbox: Sandbox) -> None:
     power = "def f(n):\n    return 10 ** n\n"
     tests = "def check(candidate):\n    assert candidate(5000) == reference(5000)\n"

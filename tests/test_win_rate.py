@@ -386,6 +386,7 @@ def test_answers_in_both_forms(tmp_path):
         ([{"uid": "x", "messages": []}], r"got \['messages', 'uid'\]"),
         ([arena_hard_row("x", {"answer": None})], ":1: answer: expected a text, got null"),
         ([arena_hard_row(3, "a")], ":1: uid: expected a text, got a number"),
+        ([arena_hard_row("x", "a"), arena_hard_row("x", "b")], ":2: expected a uid not yet seen"),
         ([], "no answer to 2 of 2 problems"),
         (
             [{"index": i, "prompt": "qp"[i], "completions": ["a"] * 2} for i in (0, 1)],
