@@ -37,7 +37,7 @@ def descend(function: Function, x: Tensor) -> Tensor:
         step = step / max(1.0, step.norm().item())
         while not (smaller := function(x + step)) < value:
             step = step / 2
-            if step.norm() < SHORTEST:
+            if not step.norm() > SHORTEST:
                 return x
         x, value = x + step, smaller
     return x

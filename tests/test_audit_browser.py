@@ -128,6 +128,17 @@ def test_what_if_is_preference_loss(visit, folder, smoothing):
     assert shown(3) == shown(2)
 
 
+def test_another_objective_begins_at_an_equal_tau(visit, hostile):
+    """spl's alpha of 0.12 at beta 0.1 is a tau of 1.2, which is h_dpo's alpha; and back."""
+    tab = visit(hostile)
+    box = tab.locator("[data-weight=alpha] input[type=number]")
+    for objective, alpha in (("h_dpo", "1.2"), ("dpo", "0.12"), ("h_dpo", "1.2"), ("spl", "0.12")):
+        tab.locator(f"input[name=objective][value={objective}]").check()
+        assert box.input_value() == alpha
+        tau = "1" if objective == "dpo" else "1.2"
+        assert column(tab, "#what-if-numbers", 3)[2] == tau
+
+
 def test_functions_mirror_the_objective_to_the_last_digits(visit, hostile):
     """Unrounded, where a sigmoid alone would lose them: margins up to 800 either way."""
     tab = visit(hostile)

@@ -83,6 +83,10 @@ def test_no_step_is_longer_than_1():
     assert sorted({round(x) for x in asked}) == list(range(41))
 
 
+def test_what_is_no_number_ends_where_it_began():
+    assert minimise(lambda v: (math.nan * v * v).sum(), numbers(1, 2)).tolist() == [1, 2]
+
+
 def test_float32_is_refused():
     with pytest.raises(AssertionError, match="float32"):
         minimise(lambda v: (v * v).sum(), torch.ones(2))
