@@ -81,7 +81,7 @@ def run_benchmark(config: BenchmarkConfig, task: Task) -> list[dict]:
         completions = read()
     n = min(map(len, completions), default=config.n)
     known = (task.name, data_digest(config.data), len(task.problems))
-    baseline = read_baseline(config.baseline, *known, task.metrics, n)
+    baseline = read_baseline(config.baseline, config.out, *known, task.metrics, n)
     if config.samples is None:
         write_completions(config, task)
     if not parallel.is_main():

@@ -93,7 +93,7 @@ def run_choices(config: ChoiceConfig, task: Task) -> list[dict]:
     check_config(config)
     digest = data_digest(config.data)
     known = (task.name, digest, len(task.problems))
-    baseline = read_baseline(config.baseline, *known, task.metrics)
+    baseline = read_baseline(config.baseline, config.out, *known, task.metrics)
     if config.samples is not None:
         tell_unused(config, ASKING)
         found = read_logps(Path(config.samples), task)

@@ -108,7 +108,7 @@ def main() -> None:
     known = read_vocabulary(config.vocabulary, config.vocabulary_count)
     settings = describe(config, rows)
     baseline = read_baseline(
-        config.baseline, TASK, settings["data_sha256"], len(rows), metric_values
+        config.baseline, config.out, TASK, settings["data_sha256"], len(rows), metric_values
     )
     check_comparable(config.baseline, settings)
     items = [{"index": row["index"], "means": {}, "ratios": {}} for row in rows]

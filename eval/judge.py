@@ -352,7 +352,8 @@ def check_baseline(
     def metrics_of_all(items: Sequence[Mapping]) -> Metrics:
         return metrics_of(items, unknown(items))
 
-    read_baseline(config.baseline, task, settings["data_sha256"], problems, metrics_of_all)
+    data = settings["data_sha256"]
+    read_baseline(config.baseline, config.out, task, data, problems, metrics_of_all)
     if config.baseline is None:
         return
     before = read_results(Path(config.baseline))[0]["settings"]

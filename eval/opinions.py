@@ -41,14 +41,7 @@ from data.chat import encode_completions, encode_prompts
 from data.formats import read_formats
 from data.labels import read_opinions, sigmoid
 from data.pairs import read_split
-from eval.results import (
-    Metrics,
-    Statistic,
-    data_digest,
-    read_baseline,
-    refuse_results,
-    report,
-)
+from eval.results import Metrics, Statistic, data_digest, read_baseline, report
 from model import parallel
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
@@ -87,7 +80,8 @@ def main() -> None:
         return
     rows = read_questions(Path(config.data))
     digest = data_digest(config.data)
-    baseline = read_baseline(config.baseline, "opinions", digest, len(rows), metric_values)
+    known = ("opinions", digest, len(rows))
+    baseline = read_baseline(config.baseline, config.out, *known, metric_values)
     run = read_run(config.adapter) if config.adapter else {}
     check_base(config, run)
     if config.pairs:
@@ -111,7 +105,6 @@ def check_config(config: OpinionsConfig) -> None:
     for flag in ("model", "adapter"):
         if (path := getattr(config, flag)) is not None and not Path(path).is_dir():
             raise FileNotFoundError(f"--{flag} expects a folder, got {path}: no such folder")
-    refuse_results(config.out, config.baseline, "--baseline")
 
 
 def check_base(config: OpinionsConfig, run: Mapping) -> None:

@@ -65,9 +65,8 @@ def report(
     """Write the results of an evaluation and print its table; out: its metrics.
 
     settings: JSON, with `data_sha256`; metrics_of: items -> metrics; baseline: of `read_baseline`,
-    for paired differences. Raises ValueError where `out` is the folder of --baseline.
+    for paired differences.
     """
-    refuse_results(out, settings.get("baseline"), "--baseline")
     values = metrics_of(items)
     metrics = summarize(values) | differences(values, baseline or {})
     write_results(out, task, settings, items, metrics)
@@ -137,6 +136,7 @@ def read_results(folder: Path) -> tuple[dict, list[dict]]:
 
 def read_baseline(
     folder: str | None,
+    out: str | None,
     task: str,
     data_sha256: str,
     problems: int,
@@ -145,11 +145,13 @@ def read_baseline(
 ) -> Metrics:
     """The metrics of an earlier run, none without a folder.
 
-    n: completions of each problem, where there are any. Raises ValueError unless it had the same
-    task and problems, and as many completions where it says how many.
+    out: where the new results go; n: completions of each problem, where there are any. Raises
+    ValueError unless the earlier run is elsewhere and had the same task and problems, and as many
+    completions where it says how many.
     """
     if folder is None:
         return {}
+    refuse_results(out, folder, "--baseline")
     summary, items = read_results(Path(folder))
     here = (task, data_sha256, problems)
     there = (summary.get("task"), summary["settings"].get("data_sha256"), len(items))
@@ -170,9 +172,9 @@ def read_baseline(
         raise ValueError(f"{file}: not the items of an earlier run: {error!r}") from error
 
 
-def refuse_results(out: str | Path, folder: str | Path | None, flag: str) -> None:
+def refuse_results(out: str | None, folder: str | Path, flag: str) -> None:
     """ValueError where an evaluation would overwrite the results that it reads."""
-    if folder is not None and Path(out).resolve() == Path(folder).resolve():
+    if out is not None and Path(out).resolve() == Path(folder).resolve():
         raise ValueError(
             f"--out {out} is the folder of {flag}, whose results it would overwrite; pass another"
         )

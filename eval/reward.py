@@ -97,7 +97,7 @@ def main() -> None:
     rows, data = gather_rows(config, chat_format)
     pairs = config.samples is None
     task, metrics_of = ("reward_pairs", pair_metrics) if pairs else ("reward", sample_metrics)
-    baseline = read_baseline(config.baseline, task, data, len(rows), metrics_of)
+    baseline = read_baseline(config.baseline, config.out, task, data, len(rows), metrics_of)
     device, dtype = choose_device(config.device, config.dtype)
     folders = (config.reward_model, config.reward_adapter)
     model = load_reward_model(*folders, dtype, device, config.shard)
@@ -144,8 +144,8 @@ def check_config(config: RewardConfig) -> None:
     for flag in ("samples", "items"):
         if (path := getattr(config, flag)) is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{flag} expects a file, got {path}: no such file")
-    refuse_results(config.out, config.baseline, "--baseline")
-    refuse_results(config.out, config.items and Path(config.items).resolve().parent, "--items")
+    if config.items is not None:
+        refuse_results(config.out, Path(config.items).resolve().parent, "--items")
     if config.relabel is not None:
         target = Path(config.relabel)
         if target.is_dir():

@@ -5,7 +5,7 @@
 Policies are small enough for every expectation to be a sum: tables of 2 and 5 sequences
 (eval/theory_tabular.py), a transformer with 256 (eval/theory_sequences.py), a Gaussian
 (eval/theory_modes.py). Where a loss is trained it is `preference_loss` with `coefficients`, or
-`f_dpo_loss` (eval/theory_divergences.py), as in train.py. float64 on the CPU, about a minute
+`f_dpo_loss` (eval/theory_divergences.py), as in train.py. float64 on the CPU, one to two minutes
 on one core.
 
 The table has what was computed, what theory says, how far they are apart and how far they may be;

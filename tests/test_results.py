@@ -184,20 +184,18 @@ def test_what_a_report_has_written_is_a_baseline(tmp_path):
     report(tmp_path, "task", SETTINGS, ITEMS, metric_values)
     summary, items = read_results(tmp_path)
     assert (summary["task"], items) == ("task", ITEMS)
-    baseline = read_baseline(str(tmp_path), "task", "d", 3, metric_values)
+    baseline = read_baseline(str(tmp_path), "out", "task", "d", 3, metric_values)
     assert differences(metric_values(ITEMS), baseline)["wrong - baseline"]["value"] == 0
-    assert read_baseline(None, "task", "d", 3, metric_values) == {}
+    assert read_baseline(None, "out", "task", "d", 3, metric_values) == {}
 
 
 def test_a_baseline_is_not_overwritten(tmp_path):
     """By whatever name its folder goes; another folder beside it is free."""
     report(tmp_path / "a", "task", SETTINGS, ITEMS, metric_values)
-    before = (tmp_path / "a" / "items.jsonl").read_bytes()
-    settings = SETTINGS | {"baseline": str(tmp_path / "b" / ".." / "a")}
+    known = ("task", "d", 3, metric_values)
     with pytest.raises(ValueError, match=r"--out .* is the folder of --baseline, whose results"):
-        report(tmp_path / "a", "task", settings, ITEMS[:1], metric_values)
-    assert (tmp_path / "a" / "items.jsonl").read_bytes() == before
-    report(tmp_path / "b", "task", settings, ITEMS, metric_values)
+        read_baseline(str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a"), *known)
+    assert read_baseline(str(tmp_path / "a"), str(tmp_path / "b"), *known)["right"] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +208,7 @@ def test_a_baseline_of_something_else_is_refused(tmp_path, task, digest, problem
         ", got task on 3, or of another file"
     )
     with pytest.raises(ValueError, match=message):
-        read_baseline(str(tmp_path), task, digest, problems, metric_values)
+        read_baseline(str(tmp_path), "out", task, digest, problems, metric_values)
 
 
 @pytest.mark.parametrize(
@@ -236,12 +234,12 @@ def test_a_baseline_that_is_damaged_is_named(tmp_path, name, text, message):
     report(tmp_path, "task", SETTINGS, ITEMS, metric_values)
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_baseline(str(tmp_path), "task", "d", 3, metric_values)
+        read_baseline(str(tmp_path), "out", "task", "d", 3, metric_values)
 
 
 def test_a_baseline_has_as_many_completions_where_both_are_known(tmp_path):
     report(tmp_path, "task", SETTINGS | {"n": 2}, ITEMS, metric_values)
-    known = (str(tmp_path), "task", "d", 3, metric_values)
+    known = (str(tmp_path), "out", "task", "d", 3, metric_values)
     assert read_baseline(*known, 2)["right"] == read_baseline(*known)["right"] == [1, 0, 1]
     with pytest.raises(ValueError, match="expected 16 completions of each problem as here, got 2"):
         read_baseline(*known, 16)
@@ -259,7 +257,7 @@ def test_items_that_no_metric_can_be_made_of_are_named(tmp_path, marks):
     report(tmp_path, "task", SETTINGS, ITEMS, metric_values)
     (tmp_path / "items.jsonl").write_text(f'{{"right": {marks}}}\n' * 3)
     with pytest.raises(ValueError, match=r"items\.jsonl: not the items of an earlier run"):
-        read_baseline(str(tmp_path), "task", "d", 3, share_right)
+        read_baseline(str(tmp_path), "out", "task", "d", 3, share_right)
 
 
 # ------------------------------------------------------------------------------------------------

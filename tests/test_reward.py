@@ -658,7 +658,6 @@ def test_many_samples_stay_exact():
             "--relabel .* would overwrite",
         ),
         ({"relabel": str(TINY)}, ValueError, "--relabel expects a file, got the folder"),
-        ({"baseline": "./out"}, ValueError, "--out out is the folder of --baseline, whose results"),
         (
             {"data": None, "samples": SOME, "items": SOME, "out": str(TINY)},
             ValueError,
