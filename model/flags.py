@@ -148,8 +148,6 @@ def check_run(config: Any) -> None:
         raise ValueError("--cpu_offload has no meaning with --device cpu")
     if ranks % config.replicas:
         raise ValueError(f"--replicas expects a divisor of {ranks} ranks, got {config.replicas}")
-    if config.max_steps is not None:
-        refuse_given(config, ("epochs",), "beside --max_steps")
     if config.inexact_resume and not config.resume:
         raise ValueError("--inexact_resume has no meaning without --resume")
     if config.resume and not config.out_dir:
