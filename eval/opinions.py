@@ -137,7 +137,7 @@ def read_run(folder: str) -> dict:
     if not file.is_file():
         return {}
     run = read_json(file)
-    run["alpha"] = run.get("_alpha", run.get("alpha"))  # the rule, where none was given
+    run["alpha"] = run.get("_alpha", run.get("alpha"))  # _alpha: taken where none was given
     numbers = (*NUMBERS, "alpha") if run.get("objective") in WITH_ALPHA else NUMBERS
     wrong = [name for name in numbers if type(run.get(name)) not in (int, float)]
     wrong += [] if isinstance(run.get("objective"), str) else ["objective"]

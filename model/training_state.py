@@ -135,9 +135,10 @@ def load_training_state(
     """Restore the newest whole checkpoint of a run folder; returns the steps already done.
 
     Each rank reads the rows that it holds, on any number of ranks. identity: what the run depends
-    on; with `inexact`, what changes the last bits alone may differ. A run that ended before its
-    first checkpoint starts again: 0. Raises FileNotFoundError where no checkpoint is whole,
-    ValueError where the run is another one or the files do not fit the model.
+    on; with `inexact`, what changes the last bits alone may differ. Newer checkpoints, which are
+    torn, are removed. A run that ended before its first checkpoint starts again: 0. Raises
+    FileNotFoundError where no checkpoint is whole, ValueError where the run is another one or the
+    files do not fit the model.
     """
     newest = newest_whole(folder)
     if newest is None and (folder / "metrics.jsonl").exists() and not checkpoints(folder):
@@ -167,7 +168,7 @@ def load_training_state(
         optimizer.state[parameter][STATE[0]] = count[0].to(parameter.device)  # fused: beside it
     if is_main():
         for torn in checkpoints(folder):
-            if number(torn) > step:  # was named and skipped; --keep shall not count it
+            if number(torn) > step:  # named and skipped: --keep counts whole ones alone
                 shutil.rmtree(torn)
     return step
 

@@ -472,6 +472,22 @@ def test_the_format_that_a_policy_was_trained_with_goes_with_it(
     assert detect_chat_format(base, mistral, "auto", adapter)[0].name == "zephyr"
 
 
+def test_a_mark_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    """The disk is full when the new file is written: not a byte of the old one is gone."""
+    mark_chat_format(tmp_path, CHAT_FORMATS["plain"])
+    file = tmp_path / "tokenizer_config.json"
+    before, write = file.read_bytes(), Path.write_text
+
+    def tear(path: Path, text: str, **options: str) -> None:
+        write(path, text[:9], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", tear)
+    with pytest.raises(OSError, match="No space left"):
+        mark_chat_format(tmp_path, CHAT_FORMATS["zephyr"])
+    assert file.read_bytes() == before
+
+
 def test_fingerprint_is_blind_to_spelling_only() -> None:
     zephyr = PUBLISHED["zephyr"]
     for same in (
