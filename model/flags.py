@@ -33,7 +33,7 @@ UNUSED = {  # flags that an objective gives no meaning to, and why
     ),
     "reward": (
         ("alpha", "beta", "sft_weight", "reference", "head_kernel", "head_workspace_mib"),
-        "policy, reference or vocabulary",
+        "policy and no reference",
     ),
     "f_dpo": (("alpha",), "weight of the entropy; its alpha-divergence has --divergence_order"),
     **dict.fromkeys(("dpo", "ipo", "robust"), (("alpha",), "weight of the policy's term but beta")),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ MODELS = Path(os.environ.get("MODELS_DIR", ROOT.parent / "models"))
 def pytest_configure(config: pytest.Config) -> None:
     """A GPU is seen by the tests marked `gpu` alone: the others compare with numbers of the CPU.
 
-    Workers side by side (`pytest -n 2`) share the cores: neither waits for the other's threads.
+    Workers side by side (`pytest -n 2`) share the cores: neither waits for the other's threads. A
+    shell ignores Ctrl-C for what it runs in the background, and what tests start would inherit it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
