@@ -177,6 +177,12 @@ async function copy(text) {
 // ---------------------------------------------------------------------------------------------
 // figures
 
+/** Numbers to 3 digits, or to as many as tell them apart, at most 6. */
+function apart(values) {
+  const texts = [3, 4, 5, 6].map((digits) => values.map((value) => number(value, digits)));
+  return texts.find((some) => new Set(some).size === values.length) ?? texts.at(-1);
+}
+
 /** An empty figure with grid and tick labels, and where values go in it: {picture, x(v), y(v)}. */
 function plane(title, xTicks, yTicks, xEnds, yEnds) {
   const [width, height, left, right, top, bottom] = [400, 190, 56, 16, 8, 24];
@@ -191,14 +197,11 @@ function plane(title, xTicks, yTicks, xEnds, yEnds) {
     role: "img",
     "aria-label": title,
   });
-  for (const value of yTicks) {
+  for (const [i, name] of apart(yTicks).entries()) {
+    const at = y(yTicks[i]);
     picture.append(
-      draw("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      draw(
-        "text",
-        { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" },
-        number(value, 3),
-      ),
+      draw("line", { class: "grid", x1: left, x2: width - right, y1: at, y2: at }),
+      draw("text", { class: "tick", x: left - 6, y: at + 4, "text-anchor": "end" }, name),
     );
   }
   for (const value of xTicks)

@@ -160,6 +160,12 @@ def drawn(series: Series) -> list[Point]:
     return [p for p in series.points if math.isfinite(p.x) and math.isfinite(p.y)]
 
 
+def bands(chart: Chart) -> list[Series]:
+    """Series whose intervals are a band; of those that lie exactly on each other, the uppermost."""
+    found = {tuple((p.x, p.low, p.high) for p in drawn(s)): s for s in chart.series if s.band}
+    return list(found.values())
+
+
 def place_labels(chart: Chart) -> list[tuple[Point, int, int]]:
     """(point, right, up) of each label that finds room: where it covers the fewest lines.
 
@@ -263,7 +269,8 @@ def chart_svg(chart: Chart) -> str:
         for series in chart.series
     ]
     draw = list(zip(chart.series, places, strict=True))
-    parts += [band(series, at, up) for series, at in draw if series.band]
+    seen = bands(chart)
+    parts += [band(series, at, up) for series, at in draw if series in seen]
     for series, at in draw:
         inside = line(series, at) + ("" if series.band else bars(x, at, across, up))
         inside += "".join(marker(series.marker, px, py, p.about) for px, py, p in at)

@@ -35,6 +35,7 @@ from eval.report_rows import (
     tau_colour,
     title,
     trained,
+    values,
 )
 from eval.study_values import rates_note
 
@@ -129,6 +130,11 @@ def over_tau(rows: Sequence[Row]) -> list[Panel]:
         "the reference left as it is. Resampled DPO is DPO's own distribution to the power 1 / τ, "
         "without training. Entropy: −log π of plain draws, which resampled ones are not."
     ) if rows else ""  # fmt: skip
+    if any(values(row, KL) is not None for row in rows):
+        caption += (
+            " KL: −log π_ref of the texts less that entropy. A text that was drawn as other tokens "
+            "than it is read as costs nats: the reference's own KL, in truth 0, says how many."
+        )
     return [Panel("tau", "What τ does", tau_charts(rows, names), caption),
             Panel("temperature", "Sampling temperature", temperature_charts(rows, names),
                   f"{over}. Policies of each τ, drawn from at token temperatures; t 1 is the "

@@ -5,14 +5,24 @@ style of eval/plots.py and on light paper.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from eval.plots import GREY, add_legend, save, style
-from eval.report_charts import LARGE, Chart, Panel, Scale, Series, drawn, place_labels, scales
+from eval.report_charts import (
+    LARGE,
+    Chart,
+    Panel,
+    Scale,
+    Series,
+    bands,
+    drawn,
+    place_labels,
+    scales,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +64,11 @@ def draw_panel(panel: Panel) -> "Figure":
 def draw_chart(axes: "Axes", chart: Chart, named: set[str]) -> None:
     """named: the series of the panel's legend, to which those of this chart are added."""
     x, y = scales(chart)
+    seen = bands(chart)
     for series in (one for one in chart.series if drawn(one)):
         new = bool(series.name) and series.name not in named
         draw_series(axes, series, x, series.name if new else "_")
+        draw_intervals(axes, series, x, seen)
         if not chart.legend:
             named.add(series.name)
     if chart.diagonal:
@@ -74,15 +86,21 @@ def draw_chart(axes: "Axes", chart: Chart, named: set[str]) -> None:
 
 
 def draw_series(axes: "Axes", series: Series, x: Scale, label: str) -> None:
-    """The points with their line, and their intervals as a band or as bars."""
-    points, colour = drawn(series), series.colour[0]
-    axes.plot([x.place(p.x) for p in points], [p.y for p in points], color=colour, label=label,
-              marker=series.marker, linestyle=series.line or "none", markersize=4,
+    """The points with their line."""
+    points = drawn(series)
+    axes.plot([x.place(p.x) for p in points], [p.y for p in points], color=series.colour[0],
+              label=label, marker=series.marker, linestyle=series.line or "none", markersize=4,
               clip_on=False)  # fmt: skip
+
+
+def draw_intervals(axes: "Axes", series: Series, x: Scale, seen: Sequence[Series]) -> None:
+    """The points' intervals as a band, for those series whose bands are seen, or as bars."""
+    points, colour = drawn(series), series.colour[0]
     sure = [p for p in points if p.low is not None]
     at, low, high = ([x.place(p.x) for p in sure], [p.low for p in sure], [p.high for p in sure])
     if series.band:
-        axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+        if series in seen:
+            axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
         return
     axes.vlines(at, low, high, color=colour, linewidth=0.7, alpha=0.5)
     wide = [p for p in points if p.left is not None]

@@ -224,7 +224,7 @@ def estimate(rows: Sequence[Row], name: str) -> Sequence[float | None] | None:
         low, high = metric["low"], metric["high"]
     if SHARES.fullmatch(name):
         low, high = np.clip([low, high], 0, 1)
-    elif "entropy" in name:
+    elif "entropy" in name or "tokens" in name:
         low = max(low, 0)
     return value, float(low), float(high)
 

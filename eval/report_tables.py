@@ -154,9 +154,11 @@ def rates_html(rows: Sequence[Row]) -> str:
     if not lines:
         return ""
     columns = ["setting", *(f"{rate:.3g} × default" for rate in rates)]
+    validated = any(values(row, "validation:pass@1") is not None for row in tried_at_all)
+    first = "pass@1 on validation problems, the" if validated else "The"
     about = (
-        "<p>pass@1 on validation problems, the last held-out loss, and how often that loss "
-        "had settled (of seeds); ● the rate that was chosen.</p>\n"
+        f"<p>{first} last held-out loss, and how often that loss had settled (of seeds); "
+        "● the rate that was chosen.</p>\n"
     )
     return f"<h3>Learning rates, all that were tried</h3>\n{about}{table(columns, lines, 'rates')}"
 
@@ -251,23 +253,28 @@ def completions(row: Row, prompt: str) -> str:
 
 
 def cells_html(rows: Sequence[Row], anchors: Mapping[str, str]) -> str:
-    """Every cell with its numbers, its learning rate, seconds and commands."""
-    hard = f"pass@{samples_of(rows)}/hard"
-    names = ("pass@1", hard, "entropy", "unique", "validation:pass@1")
+    """Every cell with the numbers that any has, its learning rate, seconds and commands."""
+    names = ("pass@1", f"pass@{samples_of(rows)}/hard", "entropy", "unique", "validation:pass@1")
+    found = {name: [cell_number(row, name) for row in rows] for name in names}
+    found = {name: cells for name, cells in found.items() if {*cells} - {NONE}}
     lines = []
-    for row in rows:
-        measures = row["kind"] in (*MEASURED, "train")
-        found = [values(row, name) if measures else None for name in names]
+    for i, row in enumerate(rows):
         rate = row.get("learning_rate")
         chosen = row["kind"] == "train" and is_chosen(row, rows)
         lines.append([
             f'<span id="{plain(anchors[row["cell"]])}">{show(row["cell"])}</span>{commands(row)}',
             f"{number(rate, 3)}{' ●' * chosen}" if rate else NONE,
-            *(NONE if v is None else number(float(np.mean(v)), 3) for v in found),
+            *(cells[i] for cells in found.values()),
             number(row.get("seconds") or 0.0, 4),
         ])  # fmt: skip
-    columns = ["cell", "learning rate", *names[:-1], "validation pass@1", "seconds"]
+    columns = ["cell", "learning rate", *(name.replace(":", " ") for name in found), "seconds"]
     return table(columns, lines, "cells")
+
+
+def cell_number(row: Row, name: str) -> str:
+    """A cell's mean over its problems, or a dash where it measures no such thing."""
+    found = values(row, name) if row["kind"] in (*MEASURED, "train") else None
+    return NONE if found is None else number(float(np.mean(found)), 3)
 
 
 def commands(row: Row) -> str:

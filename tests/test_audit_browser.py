@@ -185,6 +185,18 @@ def test_chain_and_closing_show_the_numbers_of_python(visit, hostile):
     assert "IT DOES NOT CLOSE" in tab.locator("#closing").inner_text()
 
 
+def test_ticks_have_the_digits_that_tell_them_apart(visit, hostile):
+    """To three digits 0.71103, 0.71106 and 0.71109 are one number; 0, 2.5 and 5 need no more."""
+    tab = visit(hostile)
+    for values, texts in (
+        ("[0.71103, 0.71106, 0.71109]", ["0.71103", "0.71106", "0.71109"]),
+        ("[0, 2.5, 5]", ["0", "2.5", "5"]),
+        ("[-1.23456, 0, 1.23456]", ["−1.23", "0", "1.23"]),
+        ("[0.7111031, 0.7111032, 0.7111033]", ["0.711103"] * 3),
+    ):
+        assert tab.evaluate(f"apart({values})") == texts
+
+
 def test_text_is_inert_and_hidden_characters_are_boxes(visit, hostile):
     tab = visit(hostile, "#pair-3")
     assert tab.locator("#chosen").inner_text() == HOSTILE[0] + "<|im_end|>"

@@ -14,6 +14,7 @@ from eval.report_charts import (
     Panel,
     Point,
     Series,
+    bands,
     chart_svg,
     label_box,
     legend,
@@ -79,6 +80,17 @@ def test_a_band_goes_over_the_highs_and_back_over_the_lows():
     (path,) = re.findall(r'<path class="band" [^>]*d="M([^"]*)Z"', svg)
     heights = [float(place.split()[1]) for place in path.split("L")]
     assert heights == [10, 10, 208, 208]  # y from 0 to 2
+
+
+def test_of_bands_that_lie_on_each_other_the_uppermost_is_drawn():
+    """Else ten lines that agree would make their band opaque."""
+    ends = (Point(0, 1, 0, 2), Point(1, 1, 0, 2))
+    below, above = (Series(name, (name, name), ends) for name in ("red", "blue"))
+    other = Series("grey", ("grey", "grey"), (Point(0, 1, 0, 3), Point(1, 1, 0, 2)))
+    drawn = chart(below, other, above)
+    assert bands(drawn) == [above, other]
+    found = re.findall(r'<path class="band" color="light-dark\((\w+)', chart_svg(drawn))
+    assert found == ["grey", "blue"]
 
 
 def test_what_is_not_finite_is_not_drawn():

@@ -80,6 +80,7 @@ def test_a_policy_at_another_learning_rate_is_named(verdict):
     (tau,) = panels(rows)["tau"]
     assert "learning rates differ: τ 2 at 3 times the default, the others at 1." in tau.caption
     assert "learning rates" not in panels(verdict)["tau"][0].caption
+    assert "in truth 0" in tau.caption
 
 
 def test_an_axis_is_linear_where_an_interval_reaches_below_zero(verdict):

@@ -51,6 +51,14 @@ def test_a_log_axis_without_a_tick_in_its_range_is_drawn():
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "4"]
 
 
+def test_bands_that_lie_on_each_other_are_one():
+    twin = Series("twin", COLOURS, BAND.points)
+    both = Chart("both", "x", "y", (BAND, twin, BARS))
+    (axes, *_) = draw_panel(Panel("p", "P", (both,), "")).axes
+    kinds = [type(drawn).__name__ for drawn in axes.collections]
+    assert kinds == ["FillBetweenPolyCollection", "LineCollection", "LineCollection"]
+
+
 def test_one_legend_for_the_panel_names_each_series_once():
     (legend,) = draw_panel(Panel("p", "P", CHARTS, "")).legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]

@@ -109,6 +109,11 @@ def test_numbers_of_a_row_by_hand():
     assert values(row, "pass@8") is None and values(row, "opinions:mass") is None
     assert values(row, "pass@2/medium") is None
     assert estimate([row], "entropy")[0] == 2.5
+    far = {"value": 60.0, "low": 50.0, "high": 70.0}, {"value": 40.0, "low": 30.0, "high": 50.0}
+    seeds = [{**row_of(seed=i, problems=None), "metrics": {"diversity:tokens": one}}
+             for i, one in enumerate(far)]  # fmt: skip
+    value, low, high = estimate(seeds, "tokens")  # 50 +- 10 times t of one degree, right to 1%
+    assert (value, low) == (50, 0) and high == pytest.approx(50 + 127.06, abs=1.27)
 
 
 def test_what_is_decoded_otherwise_has_no_entropy():

@@ -152,3 +152,14 @@ def test_every_cell_is_a_row_with_its_commands(verdict):
     assert lines[0][-1] == "5"
     at = next(i for i, r in enumerate(verdict, start=1) if r["kind"] == "train" and r["rate"] == 1)
     assert lines[at][1] == "0.0001 ●" and lines[at][2] == "–" != lines[at][6]
+
+
+def test_columns_that_no_cell_fills_are_left_out():
+    """Completions of prompts that are no problems have no pass@1."""
+    row = {**flat_row("spl", "tau 2", 2.0, 3, 3), "metrics": {"diversity:entropy/sequence": {
+        "value": 2.5, "low": 2.0, "high": 3.0}}}  # fmt: skip
+    del row["problems"]
+    html = cells_html([row], {"tau 2": "cell-1-0"})
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    assert heads == ["cell", "learning rate", "entropy", "seconds"]
+    assert body(html)[0][1:] == ["–", "2.5", "0"]
