@@ -19,8 +19,9 @@ from data.reading import is_text, parse_json
 
 LINE_BYTES = 2**26  # of a row in a file of lines, at most
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-SPLIT = re.compile(  # a word of a file's name
-    r"(?<![a-z])(train|tests?|eval(?:uation)?|val(?:id(?:ation)?)?|dev|held[_-]?out)(?![a-z])",
+SPLIT = re.compile(  # a word of a file's name; UltraFeedback has a train_prefs, _sft and _gen
+    r"(?<![a-z])(train|tests?|eval(?:uation)?|val(?:id(?:ation)?)?|dev|held[_-]?out)"
+    r"(?:_(?:prefs|sft|gen))?(?![a-z])",
     re.IGNORECASE,
 )
 

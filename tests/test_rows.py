@@ -85,6 +85,7 @@ def test_folders(tmp_path: Path) -> None:
         ("a.jsonl a-VALIDATION-00.parquet", "several splits"),
         ("hh.jsonl hh.held-out.jsonl.gz", "several splits"),
         ("validation.jsonl test1.jsonl", "several splits"),
+        ("train_prefs-00000-of-00001.parquet train_sft-00000-of-00001.parquet", "several splits"),
         ("train.jsonl train.jsonl.gz", r"the same rows twice \(train.jsonl, train.jsonl.gz\)"),
         ("a.jsonl b.jsonl b.parquet", r"the same rows twice \(b.jsonl, b.parquet\)"),
         ("train.jsonl more.jsonl", None),
