@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.page import number, show, table
+from eval.page import show, table
 from eval.report_charts import Chart, Colour, Panel, Series
 from eval.report_figures import has_opinions, points_at
 from eval.report_rows import (
@@ -118,7 +118,7 @@ def best_text(groups: Mapping[float, Sequence[Row]], name: str) -> str:
     at = best_numbers(list(groups), np.stack([numbers(some, name) for some in same]))
     value, low, high = np.exp(interval(at))
     low, high = (float(np.clip(end, min(groups), max(groups))) for end in (low, high))
-    return f"{number(value, 3)} ({number(low, 3)}, {number(high, 3)})"
+    return numbers_text((value, low, high))
 
 
 def by_process(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from eval.page import number, show, table
 from eval.report_rows import Row, by_tau, estimate, measured, trained
+from eval.report_tables import NONE, numbers_text
 from eval.study_questions import (
     SEARCH,
     Rule,
@@ -18,11 +19,9 @@ from eval.study_questions import (
     search_target,
     temperature_map,
 )
-from eval.study_statistics import Interval
 from eval.study_values import MissingError
 
 DIGITS = 3
-NONE = "–"
 
 
 def questions_html(rows: Sequence[Row], among: Sequence[Row]) -> str:
@@ -39,11 +38,6 @@ def questions_html(rows: Sequence[Row], among: Sequence[Row]) -> str:
 def most_tries(rows: Sequence[Row]) -> int:
     """The k of pass@k up to which all rows have it; 0 without problems."""
     return min((row["problems"]["n"] for row in measured(rows) if "problems" in row), default=0)
-
-
-def cell(found: Interval) -> str:
-    value, low, high = (number(x, DIGITS) for x in found)
-    return f"{value} ({low}, {high})"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -66,7 +60,7 @@ def difficulty_html(rows: Sequence[Row], process: str) -> str:
         [
             (
                 show(rule.metric),
-                cell(rule.gain),
+                numbers_text(rule.gain),
                 "; ".join(", ".join(f"{tau:g}" for tau in half) for half in rule.chosen),
                 ", ".join(f"{tau:g}" for tau in rule.single),
             )
@@ -87,9 +81,9 @@ def groups_table(rule: Rule) -> str:
     for group in rule.groups:
         name = f"{number(group.low, DIGITS)} to {number(group.high, DIGITS)}"
         cells = [
-            f"<strong>{cell(group.values[tau])}</strong>"
+            f"<strong>{numbers_text(group.values[tau])}</strong>"
             if group.values[tau].value == group.values[group.best].value
-            else cell(group.values[tau])
+            else numbers_text(group.values[tau])
             for tau in taus
         ]
         rows.append((show(name), str(group.problems), *cells))
@@ -117,7 +111,7 @@ def temperature_html(rows: Sequence[Row], process: str) -> str:
         for tau, found in found_of.items():
             best = max(found, key=lambda t: found[t].value)
             cells = [
-                ("<strong>{}</strong>" if t == best else "{}").format(cell(found[t]))
+                ("<strong>{}</strong>" if t == best else "{}").format(numbers_text(found[t]))
                 if t in found
                 else NONE
                 for t in temperatures
@@ -142,7 +136,7 @@ def search_html(rows: Sequence[Row], process: str, among: Sequence[Row]) -> str:
     lines = []
     for i, (tau, entropy) in enumerate(path, start=1):
         tested = [estimate(found[tau], name) if tau in found else None for name in names]
-        cells = [NONE if one is None else cell(one) for one in tested]
+        cells = [NONE if one is None else numbers_text(one) for one in tested]
         lines.append((str(i), f"{tau:g}", number(entropy, 4), number(entropy - target, 3), *cells))
     about = (
         f"<p>Towards the reference's entropy on the validation problems, {number(target, 4)} nats "
@@ -162,6 +156,6 @@ def gain_table(rows: Sequence[Row], process: str, names: Sequence[str]) -> str:
         "<p>Beside the τ of the grid that is best on the same test problems, which is more than a "
         "search can know; 95% intervals, paired.</p>\n"
     )
-    lines = [(show(name), f"{found:g}", f"{best:g}", cell(gain))
+    lines = [(show(name), f"{found:g}", f"{best:g}", numbers_text(gain))
              for name, (found, best, gain) in gains.items()]  # fmt: skip
     return about + table(("metric", "τ found", "best τ of the grid", "found − best"), lines)

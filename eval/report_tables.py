@@ -122,12 +122,12 @@ def outcome_cells(test: TestResult, written: Mapping, before: str = "") -> list[
 
 
 def numbers_text(found: Sequence[float | None]) -> str:
-    """value (low, high), to four places at most, or a dash where there is none."""
+    """HTML: value (low, high), to four places at most, or a dash where there is none."""
     shown = [None if v is None or np.isnan(v) else number(round(v, 4), 3) for v in found]
     value, low, high = shown
     if value is None:
         return NONE
-    return value if None in (low, high) else f"{value} ({low}, {high})"
+    return value if None in (low, high) else f"{value} ({low},&nbsp;{high})"
 
 
 def cells_used(cells: Sequence[str], anchors: Mapping[str, str]) -> str:

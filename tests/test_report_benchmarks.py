@@ -43,9 +43,9 @@ def test_a_setting_has_a_line_and_what_it_lacks_is_a_dash():
     html = benchmarks_html(rows)
     assert html.count("<h4>") == 1 and "<h4>GSM8K</h4>" in html
     lines = html.split("<tbody>")[1].strip().split("\n")
-    assert "SPL τ 1 (DPO)" in lines[0] and "0.25 (0.15, 0.35)" in lines[0]
-    assert "0.5 (0.4, 0.6)" in lines[0]
-    assert "0.125 (0.025, 0.225)" in lines[1] and lines[1].count(f"<td>{NONE}</td>") == 2
+    assert "SPL τ 1 (DPO)" in lines[0] and "0.25 (0.15,&nbsp;0.35)" in lines[0]
+    assert "0.5 (0.4,&nbsp;0.6)" in lines[0]
+    assert "0.125 (0.025,&nbsp;0.225)" in lines[1] and lines[1].count(f"<td>{NONE}</td>") == 2
     assert benchmarks_html([row_of(1.0, diversity__tokens=9.0)]) == ""
 
 

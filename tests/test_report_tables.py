@@ -57,7 +57,7 @@ def test_a_claim_has_its_source_test_interval_and_outcome():
     assert "It &lt;grows&gt;." in html and "SPL, Table &lt;1&gt;; labels: verdict" in html
     ((test, measured, outcome),) = body(html)
     assert test == "spl &gt; 0.05<br><small>half of 0.1</small>"
-    assert measured == "0.06 (0.0512, 0.07)<br><small>97.5% over seeds and problems</small>"
+    assert measured == "0.06 (0.0512,&nbsp;0.07)<br><small>97.5% over seeds and problems</small>"
     assert outcome == "✓&nbsp;yes"
     assert '<a href="#cell-1-0">a</a>' in html and "Why these settings." in html
     assert "too few seeds" not in html
@@ -84,7 +84,7 @@ def test_verdicts_of_too_few_seeds_say_so_and_unmeasured_claims_are_folded():
 
 
 def test_numbers_of_a_table():
-    assert numbers_text((0.12345, -0.5, 4.4e-12)) == "0.123 (−0.5, 0)"
+    assert numbers_text((0.12345, -0.5, 4.4e-12)) == "0.123 (−0.5,&nbsp;0)"
     assert numbers_text((2.0, None, None)) == "2" and numbers_text((float("nan"), 0, 1)) == "–"
 
 
@@ -117,7 +117,7 @@ def test_equal_diversity_by_hand():
     near = flat_row("dpo, min-p", "m 0.1", None, 2, 1)
     far = flat_row("dpo, min-p", "m 0", None, 4, 1)
     (line,) = body(matched_html([*grid, near, far]))
-    assert line[:2] == ["DPO, min-p, m 0.1", "−0.25 (−0.25, −0.25)"]
+    assert line[:2] == ["DPO, min-p, m 0.1", "−0.25 (−0.25,&nbsp;−0.25)"]
     assert set(line[3:]) == {"–"}
     assert matched_html(grid) == "" == matched_html([grid[0], near])
 
