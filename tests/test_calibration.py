@@ -342,6 +342,9 @@ def test_metrics_by_hand():
     })  # fmt: skip
     mass = values_of(calibration_metrics(LOGPS, TRUTHS, bins=2, scheme="mass"))
     assert mass["ece"] == mass["ece_mass"] == values["ece_mass"]
+    assert mass["ece_calibrated"] == calibrated_error(rows_of[0], 2, "mass")
+    assert mass["ece_debiased"] == debiased_calibration_error(*rows_of, 2, "mass")
+    assert all(mass[name] != values[name] for name in ("ece_calibrated", "ece_debiased"))
     low, high = wilson_interval([1, 0, 1])
     assert interval_row(metrics["accuracy"]) == {"value": 2 / 3, "low": low, "high": high}
 
@@ -352,6 +355,14 @@ def test_the_number_of_bins_is_that_of_both_errors():
         metrics = confidence_metrics(np.array([0.9, 0.6]), np.array([1.0, 0.0]), bins)
         found = metrics["ece_mass"]
         assert found.compute(found.rows) == pytest.approx(expected)
+
+
+def test_an_error_is_no_less_than_0_and_the_debiased_one_may_be():
+    """0.5 right in one of two: no error, of which draws have some. Mirrored at 0 they lie below."""
+    metrics = confidence_metrics(np.full(20, 0.5), np.tile([0.0, 1.0], 10), 1)
+    for name in ("ece", "ece_mass"):
+        assert interval_row(metrics[name])["low"] == 0
+    assert interval_row(metrics["ece_debiased"])["low"] < 0
 
 
 def test_metrics_do_not_depend_on_what_the_options_hold_together():

@@ -45,6 +45,8 @@ def test_forward_is_the_definition():
     layer.lora_B.data = torch.tensor([[2.0], [0.0]])
     out = layer(torch.tensor([[1.0, 4.0]]))
     assert out.tolist() == [[1.0 + 3 * 2 * 5, 4.0]]
+    with torch.inference_mode():
+        assert layer(torch.tensor([[1.0, 4.0]])).tolist() == out.tolist()
     merged = merged_weight(base.weight, layer.lora_A, layer.lora_B, layer.scale)
     assert merged.tolist() == [[7.0, 6.0], [0.0, 1.0]]
 

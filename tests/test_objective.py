@@ -413,13 +413,15 @@ def test_sft_term_is_the_mean_negative_logp():
 
 
 def test_answer_mass_counts_closed_pairs_alone():
-    """Reference: 0.5 + 0.4 is closed, 0.01 + 0.02 is not. The policy keeps 0.2 + 0.1 of it."""
-    reference = torch.tensor([0.5, 0.01, 0.4, 0.02]).log()
-    policy = torch.tensor([0.2, 0.01, 0.1, 0.02]).log()
+    """Reference: 0.5 + 0.1 is closed, 0.4 + 0.05 is not. The policy keeps 0.2 + 0.1 of it. No graph
+    hangs on what is logged."""
+    reference = torch.tensor([0.5, 0.4, 0.1, 0.05]).log()
+    policy = torch.tensor([0.2, 0.01, 0.1, 0.02]).log().requires_grad_()
     mass = answer_mass(policy, reference)
     closed = torch.tensor([1.0, 0.0])
     torch.testing.assert_close(mass["mass/policy"], (torch.tensor([0.3, 0.03]), closed))
-    torch.testing.assert_close(mass["mass/reference"], (torch.tensor([0.9, 0.03]), closed))
+    torch.testing.assert_close(mass["mass/reference"], (torch.tensor([0.6, 0.45]), closed))
+    assert not mass["mass/policy"][0].requires_grad
 
 
 def test_an_alpha_that_is_not_given_follows_beta_or_is_asked_for():

@@ -64,8 +64,10 @@ def test_an_adapter_is_merged_below_fresh_ones(tmp_path):
 def test_random_weights_are_drawn_by_the_seed():
     one, two, other = (build(rank=0, folder=None, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(one(IDS), two(IDS)) and not torch.equal(one(IDS), other(IDS))
-    deviation = one.layers[0].mlp.up_proj.weight.std().item()
-    assert deviation == pytest.approx(one.config.initializer_range, rel=0.05)
+    for layer in (one.layers[0].mlp.up_proj, one.layers[0].mlp.down_proj,
+                  one.layers[0].self_attn.o_proj):  # fmt: skip
+        deviation = layer.weight.std().item()
+        assert deviation == pytest.approx(one.config.initializer_range, rel=0.05)
 
 
 def test_a_reward_model_trains_its_head_beside_the_adapters():

@@ -142,6 +142,14 @@ def test_calibration_error_by_hand() -> None:
     assert found[0, 1:].mean() == pytest.approx(0.5, abs=0.02)  # no bin can cancel: no bias
 
 
+def test_the_calibration_error_has_fifteen_bins_of_one_width() -> None:
+    """0.31 in the fifth, (4/15, 5/15], and 0.34 and 0.36 together in the sixth: (0.31 + |0.66 -
+    0.36|) / 3. One of ten bins would hold all three, bins of one mass each alone."""
+    one = row(problems={**PROBLEMS, "difficulty": [None] * 3, "majority": [0.0, 1.0, 0.0],
+                        "confidence": [0.31, 0.34, 0.36]})  # fmt: skip
+    assert row_numbers([one], "ece")[0, 0] == pytest.approx(0.61 / 3)
+
+
 def test_draws_of_the_calibration_error_are_mirrored() -> None:
     """Confidence 1 thrice, right 1, 1 and 0: 1/3. Drawn from the last alone it is 1, mirrored at
     1/3 that is -1/3; from the others alone 0, mirrored 2/3."""
@@ -187,6 +195,8 @@ def test_matched_by_hand() -> None:
     """A family through (0, 0), (1, 2), (3, 4): at x = 2 it has 3. 3.5 and -0.5 are beyond it."""
     xs, ys = np.stack([fixed(3), fixed(0), fixed(1)]), np.stack([fixed(4), fixed(0), fixed(2)])
     assert interval(matched_numbers(fixed(2), fixed(4), xs, ys)) == (1, 1, 1)
+    assert interval(matched_numbers(fixed(0), fixed(4), xs, ys)) == (4, 4, 4)  # at its ends too
+    assert interval(matched_numbers(fixed(3), fixed(4), xs, ys)) == (0, 0, 0)
     for beyond in (3.5, -0.5):
         assert all(map(math.isnan, interval(matched_numbers(fixed(beyond), fixed(4), xs, ys))))
 

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 import sample
 import train
-from data.packing import pack_pairs
+from data.packing import pack_pairs, step_indices
 from data.pairs import TokenPair
+from model import objective
 from model.adapter import load_policy
 from model.checkpoint import load_model
 from model.config import parse_config
@@ -166,6 +167,45 @@ def total_logp(model, prompt, completion) -> float:
     return logps[len(prompt) - 1 :].sum().item()
 
 
+def test_what_is_logged_of_a_batch_by_hand(folder):
+    """The first batch of seed 3, which is not that of seed 0: lengths, and how often a completion's
+    token is the likeliest one."""
+    pairs = pairs_of()
+    _, (record,) = run(settings(folder, seed=3, max_steps=1, batch_size=4), pairs)
+    own, other = (step_indices(0, len(pairs), 4, seed) for seed in (3, 0))
+    batch = [pairs[i] for i in own]
+    assert sorted(own) != sorted(other)
+    assert record["lengths/chosen"] == sum(len(p.chosen_ids) for p in batch) / 4
+    assert record["lengths/rejected"] == sum(len(p.rejected_ids) for p in batch) / 4
+    model, hits = load_model(folder / "model"), []
+    for pair in batch:
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            whole = torch.from_numpy(np.concatenate([pair.prompt_ids, ids]).astype(np.int64))[None]
+            with torch.no_grad():
+                likeliest = model(whole)[0, len(pair.prompt_ids) - 1 : -1].argmax(-1)
+            hits += (likeliest == whole[0, len(pair.prompt_ids) :]).tolist()
+    tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in batch)
+    assert record["tokens_per_s"] / record["pairs_per_s"] == pytest.approx(tokens / 4)
+    assert record["token_accuracy"] == pytest.approx(sum(hits) / len(hits))
+    assert 0 < sum(hits) < len(hits) / 2  # and its complement is not
+
+
+def test_the_reference_s_mass_stays_and_the_policy_s_moves(folder, monkeypatch):
+    """All pairs taken as closed; each completion is one token."""
+    monkeypatch.setattr(objective, "CLOSED", 0.0)
+    pairs = random_pairs(97, [(3, 1, 1)] * 6)
+    _, records = run(settings(folder, eval_every=5), pairs, pairs)
+    first, last = (r for r in records if "eval/loss" in r)
+    model = load_model(folder / "model")
+    with torch.no_grad():
+        mass = sum(math.exp(total_logp(model, p.prompt_ids, ids))
+                   for p in pairs for ids in (p.chosen_ids, p.rejected_ids)) / 6  # fmt: skip
+    for found in (first["eval/mass/policy"], first["eval/mass/reference"],
+                  last["eval/mass/reference"]):  # fmt: skip
+        assert found == pytest.approx(mass, rel=1e-5)
+    assert last["eval/mass/policy"] != pytest.approx(mass, rel=1e-2)
+
+
 def test_sft_loss_is_the_mean_over_the_tokens_of_the_batch(folder):
     pairs = without_rejected(pairs_of())
     changes = {"objective": "sft", "batch_size": 10, "max_steps": 1, "micro_batch_tokens": 40}
@@ -226,6 +266,16 @@ def test_weight_decay_leaves_the_norms_alone(folder):
     for name, plain in made[0].items():
         expected = plain if plain.dim() == 1 else plain - 0.01 * start[name]
         torch.testing.assert_close(made[1][name], expected, msg=name)
+
+
+def test_norms_follow_the_schedule_too(folder):
+    """AdamW's first step has the length of the learning rate, here a tenth of 1e-2."""
+    changes = {"max_steps": 1, "warmup_steps": 10, "objective": "sft", "lora_rank": 0}
+    config = settings(folder, **changes)
+    start = trained(build_policy(config, torch.float32, "cpu"))
+    end = trained(run(config, without_rejected(pairs_of()))[0])
+    for name in start:
+        assert (end[name] - start[name]).abs().max() == pytest.approx(1e-3, rel=0.01), name
 
 
 def test_the_reference_of_held_out_pairs_is_computed_once(folder, monkeypatch):
@@ -380,6 +430,18 @@ def test_what_losses_are_divided_by(folder):
     pairs = random_pairs(97, [(3, 5, 0), (9, 1, 0), (1, 7, 0)])
     assert loss_normaliser(settings(folder, objective="sft"), pairs, [0, 2]) == 12
     assert loss_normaliser(settings(folder), pairs, [0, 2]) == 2
+
+
+def test_each_step_has_its_own_dropout(folder):
+    """The same pairs twice with next to no learning rate: the gradients differ by masks alone."""
+    changes = {"objective": "sft", "batch_size": 10, "max_steps": 2, "learning_rate": 1e-12}
+    norms = {}
+    for share in (0.0, 0.5):
+        config = settings(folder, **changes, lora_dropout=share, out_dir=str(folder / str(share)))
+        _, records = run(config, without_rejected(pairs_of()))
+        norms[share] = [record["grad_norm"] for record in records]
+    assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-5)
+    assert norms[0.5][0] != pytest.approx(norms[0.5][1], rel=1e-3)
 
 
 def test_dropout_depends_on_the_seed(folder):
@@ -648,10 +710,12 @@ def test_how_to_go_on_names_the_ranks(monkeypatch):
 
 
 def test_learning_rates_by_hand():
-    """Two steps of warm-up to 1, then down to 0 over eight: linear 1, 7/8, ...; cosine half way."""
+    """Two steps of warm-up to 1, then down to 0 over eight: linear 1, 7/8, ...; the cosine of a
+    quarter of a half turn is 0.707."""
     make = lambda name: TrainConfig(schedule=name, warmup_steps=2, learning_rate=1.0)  # noqa: E731
     rates = [learning_rate(make("linear"), step, 10) for step in range(10)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert learning_rate(make("cosine"), 4, 10) == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
     assert learning_rate(make("cosine"), 6, 10) == pytest.approx(0.5)
     assert learning_rate(make("constant"), 9, 10) == 1.0
 

@@ -249,6 +249,14 @@ def test_the_norm_of_half_precision_is_taken_in_float32():
         assert ((rough.double() - exact).norm() / exact.norm()).item() < 2**-7
 
 
+def test_the_norm_of_half_precision_is_that_of_transformers_to_the_last_bit():
+    """What it normalises is rounded before the weight multiplies it."""
+    x, weight = random_float64(50, 64).bfloat16(), random_float64(64).bfloat16()
+    theirs = transformers.models.llama.modeling_llama.LlamaRMSNorm(64, 1e-5).bfloat16()
+    theirs.weight.data.copy_(weight)
+    assert torch.equal(Normalise.apply(x, weight, 1e-5), theirs(x))
+
+
 def test_packed_equals_padded_on_a_real_model(smollm2_dir):
     """Pairs of very different lengths: sums in float32, 1e-5 relative; gradients in float64, 1e-9.
 
