@@ -51,6 +51,14 @@ def test_forward_is_the_definition():
     assert merged.tolist() == [[7.0, 6.0], [0.0, 1.0]]
 
 
+def test_adapters_are_enabled_again_whatever_happens_while_they_are_not():
+    model = Transformer(ModelConfig(97, 32, 48, 1, 4, 2, 8))
+    add_lora(model, 2, 2.0)
+    with pytest.raises(KeyError), adapters_disabled(model):
+        raise KeyError
+    assert all(layer.enabled for _, layer in lora_layers(model))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_hand_written_backward_pass_is_that_of_finite_differences(bias):
     def random(*shape: int) -> torch.Tensor:

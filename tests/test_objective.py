@@ -426,6 +426,7 @@ def test_answer_mass_counts_closed_pairs_alone():
 
 def test_an_alpha_that_is_not_given_follows_beta_or_is_asked_for():
     assert fill_alpha("spl", None, 0.1) == 0.12 and fill_alpha("spl", 0.3, 0.1) == 0.3
+    assert fill_alpha("spl", 0.0, 0.1) == 0.0  # given, and refused by what follows
     assert fill_alpha("spl", None, 0.01) == pytest.approx(0.012)
     assert fill_alpha("dpo", None, 0.1) is None and coefficients("dpo", None, 0.1) == (0.1, 0.1)
     with pytest.raises(ValueError, match="--objective h_dpo expects --alpha"):

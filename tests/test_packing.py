@@ -86,6 +86,8 @@ def test_evaluation_sees_each_pair_once():
     assert sorted(i for batch in batches for i in batch.pair_ids) == list(range(57))
     assert all(len(batch.input_ids) <= 100 for batch in batches)
     assert list(epoch_batches([], 100)) == []
+    equal = pairs_of_sizes([(1, 1, 1)] * 6)  # of 3 tokens: two of them fill 7
+    assert [len(batch) for batch in epoch_batches(equal, 7)] == [2, 2, 2]
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch():

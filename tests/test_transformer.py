@@ -312,10 +312,12 @@ def test_a_policy_that_rests_on_the_host_has_its_cache_where_it_computes():
 
 
 def test_init_is_a_function_of_the_seed():
-    config = ModelConfig(97, 32, 48, 2, 4, 2, 8)
+    config = ModelConfig(97, 32, 48, 2, 4, 2, 8, attention_bias=True)
     models = [Transformer(config) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         init_weights(model, seed)
     one, two, three = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
     assert torch.equal(one, two) and not torch.equal(one, three)
     assert models[0].embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    attention = models[0].layers[0].self_attn
+    assert not attention.q_proj.bias.any() and (models[0].norm.weight == 1).all()
