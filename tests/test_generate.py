@@ -202,6 +202,7 @@ def test_stop_tokens_end_a_completion():
     first = free.ids.index(stop)
     [stopped] = complete(model, [[1]], [5], 30, stop_ids=[stop])
     assert stopped == Completion(free.ids[: first + 1], free.token_logps[: first + 1], "stop")
+    assert complete(model, [[1]], [5], first + 1, stop_ids=[stop]) == [stopped]  # at its limit too
 
 
 @pytest.mark.parametrize("kept", [1, 2, 7, 8, 9, 16, 17, 29, 30])

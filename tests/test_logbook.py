@@ -118,7 +118,8 @@ def test_table_and_warning():
     first = {"step": 0, "eval/loss": 0.7, "eval/mass/policy": 0.9, "eval/mass/reference": 0.9}
     kept = {**first, "step": 10, "eval/loss": 0.5, "eval/mass/policy": 0.85}
     assert "warning" not in before_and_after(first, kept)
-    assert "warning" in before_and_after(first, {**kept, "eval/mass/policy": 0.8})  # 8/9 of it
+    for mass, warns in ((0.82, False), (0.80, True)):  # 0.9 * 0.9 is 0.81
+        assert ("warning" in before_and_after(first, {**kept, "eval/mass/policy": mass})) == warns
     drained = {**kept, "eval/mass/policy": 0.2}
     table = before_and_after(first, drained)
     assert "held 0.900 of the reference's" in table and "hold 0.200 of the policy's" in table

@@ -69,6 +69,15 @@ def test_float32_is_within_rounding_of_float64(train_head):
             torch.testing.assert_close(one.double(), two, rtol=2e-5, atol=2e-5)
 
 
+def test_the_softmax_of_bfloat16_is_taken_in_float32():
+    """Logits 1.0078125 and -8: log p of the second is -9.0078125 - log(1 + e^-9.0078), of which
+    bfloat16 has -9."""
+    hidden = torch.tensor([[1.0078125, -8.0]], dtype=torch.bfloat16)
+    stats = token_logps(hidden, torch.eye(2, dtype=torch.bfloat16), torch.tensor([1]))
+    expected = -9.0078125 - math.log1p(math.exp(-9.0078125))
+    assert stats.logps.item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_bfloat16_sums_in_float32():
     """The hidden states and weights are rounded; logps are float32 and no worse than a bfloat16
     product's own rounding (2^-8 of the largest logit)."""

@@ -37,18 +37,19 @@ def scatter(model: Transformer, seed: int = 5) -> None:
 
 
 def test_forward_is_the_definition():
-    """W x + (alpha / R) B A x by hand: W = I, A = (1, 1), B = (2, 0), alpha 3, R 1, x = (1, 4)."""
-    base = Linear(2, 2, bias=False)
-    base.weight.data = torch.eye(2)
-    layer = LoRALinear(base, rank=1, alpha=3.0, dropout=0.0)
-    layer.lora_A.data = torch.tensor([[1.0, 1.0]])
-    layer.lora_B.data = torch.tensor([[2.0], [0.0]])
+    """W x + b + (alpha / R) B A x by hand: W = I, b = (10, 20), A of (1, 1) and (0, 1), B of (2, 0)
+    and (0, 1), alpha 6, R 2, x = (1, 4): A x = (5, 4), B A x = (10, 4)."""
+    base = Linear(2, 2, bias=True)
+    base.weight.data, base.bias.data = torch.eye(2), torch.tensor([10.0, 20.0])
+    layer = LoRALinear(base, rank=2, alpha=6.0, dropout=0.0)
+    layer.lora_A.data = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    layer.lora_B.data = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     out = layer(torch.tensor([[1.0, 4.0]]))
-    assert out.tolist() == [[1.0 + 3 * 2 * 5, 4.0]]
+    assert out.tolist() == [[1.0 + 10 + 3 * 10, 4.0 + 20 + 3 * 4]]
     with torch.inference_mode():
         assert layer(torch.tensor([[1.0, 4.0]])).tolist() == out.tolist()
     merged = merged_weight(base.weight, layer.lora_A, layer.lora_B, layer.scale)
-    assert merged.tolist() == [[7.0, 6.0], [0.0, 1.0]]
+    assert merged.tolist() == [[7.0, 6.0], [0.0, 4.0]]
 
 
 def test_adapters_are_enabled_again_whatever_happens_while_they_are_not():

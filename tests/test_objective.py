@@ -270,7 +270,8 @@ def test_f_dpo_where_policy_is_reference(divergence, dtype):
     policy = four[2:].clone().requires_grad_()
     losses, chosen, rejected = f_dpo_loss(*policy, *four[2:], 0.1, divergence, 0.3)
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
-    assert not chosen.any() and not rejected.any() and not chosen.requires_grad
+    assert not chosen.any() and not rejected.any()
+    assert not chosen.requires_grad and not rejected.requires_grad
     torch.testing.assert_close(losses, torch.full_like(losses, LOG_2))
     slope = 0.025 if divergence == "jensen_shannon" else 0.05
     expected = torch.tensor([[-slope], [slope]], dtype=dtype).expand(2, 7)
@@ -329,6 +330,8 @@ def test_what_the_guard_met_is_counted():
     assert shares["forward_kl"] == [0.5, 1.0, 0.5]
     assert shares["alpha"] == [0.0, 0.5, 0.5]
     assert shares["jensen_shannon"] == [0.0, 0.0, 0.0]
+    gained = guarded_share(torch.tensor([40.0, 0.0]), "forward_kl", 0.5)
+    assert gained.tolist() == [0.0]  # u is above 1: the power is small
 
 
 def test_logged_terms_of_f_dpo():

@@ -237,6 +237,9 @@ def test_step_zero_is_log_2_and_what_is_logged(folder):
         "step", "eval/loss", "eval/lengths/chosen", "eval/lengths/rejected",
         *(f"eval/rewards/{name}" for name in names),
     }  # fmt: skip
+    for name in ("chosen", "rejected"):
+        lengths = [len(getattr(pair, f"{name}_ids")) for pair in pairs_of()]
+        assert records[0][f"eval/lengths/{name}"] == pytest.approx(sum(lengths) / len(lengths))
     assert records[-1]["eval/loss"] < records[0]["eval/loss"]
 
 

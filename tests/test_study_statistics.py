@@ -185,9 +185,12 @@ def test_rank_correlation_of_problems_that_agree() -> None:
 
 
 def test_ties_share_a_rank() -> None:
-    """y = 1, 1, 2 has ranks 1/2, 1/2, 2 and a correlation of sqrt(3) / 2; all equal has none."""
+    """y = 1, 1, 2 has ranks 1/2, 1/2, 2 and a correlation of sqrt(3) / 2, y = 1, 2, 2, 3 has 0,
+    3/2, 3/2, 3 and 3 / sqrt(10); all equal has none."""
     tied, equal = rank_numbers([1, 2, 3], np.stack([fixed(1), fixed(1), fixed(2)])), fixed(1)
     assert tied[0, 0] == pytest.approx(math.sqrt(3) / 2)
+    inner = rank_numbers([1, 2, 3, 4], np.stack([fixed(1), fixed(2), fixed(2), fixed(3)]))
+    assert inner[0, 0] == pytest.approx(3 / math.sqrt(10))
     assert math.isnan(rank_numbers([1, 2, 3], np.stack([equal] * 3))[0, 0])
 
 

@@ -245,6 +245,16 @@ def test_a_short_last_step_is_a_mean_over_the_pairs_that_it_has(folder):
     assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0
 
 
+def test_gradients_are_not_clipped_to_a_norm_of_0(folder):
+    """--max_grad_norm 0 is none: the step is that of a norm beyond reach, and there is one."""
+    made = []
+    for norm in (0.0, 1e9):
+        config = settings(folder, max_grad_norm=norm, max_steps=1, out_dir=str(folder / str(norm)))
+        made.append(trained(run(config, pairs_of())[0]))
+    assert_close(*made, rtol=0)
+    assert any(value.any() for name, value in made[0].items() if "lora_B" in name)
+
+
 def test_weight_decay_of_one_step_by_hand(folder):
     """B = 0 leaves A without a gradient: A becomes A - 0.01 * 1 * A, and stays without decay."""
     made = []
