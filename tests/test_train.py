@@ -233,7 +233,7 @@ def test_micro_batches_do_not_change_the_step(folder, objective):
         finals.append((trained(model), logged))
     assert_close(finals[0][0], finals[1][0], rtol=1e-4)
     for one, two in zip(finals[0][1], finals[1][1], strict=True):
-        assert one == pytest.approx(two, rel=1e-3)
+        assert one == pytest.approx(two, rel=1e-4)
 
 
 def test_a_short_last_step_is_a_mean_over_the_pairs_that_it_has(folder):
