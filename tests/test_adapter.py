@@ -68,6 +68,13 @@ def test_adapter_survives_a_round_trip_bit_for_bit(tmp_path):
         assert torch.equal(one, two)
 
 
+def test_the_dropout_of_training_is_written_down(tmp_path):
+    model = small_model()
+    add_lora(model, rank=4, alpha=6.0, targets=("q_proj",), dropout=0.25)
+    save_adapter(model, tmp_path, "base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == 0.25
+
+
 def test_in_half_precision_an_adapter_stays_beside_the_weights(tmp_path):
     """bfloat16 would round most of it away: W = 1 plus B A = 2^-9 is 1."""
     add_lora(model := load_model(TINY), rank=2, alpha=4.0)
@@ -111,6 +118,9 @@ def edit(folder, **changes) -> None:
     [
         ({"peft_type": "IA3"}, "expected peft_type LORA"),
         ({"use_dora": True}, "use_dora=True is not implemented"),
+        ({"use_rslora": True}, "use_rslora=True is not implemented"),
+        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern=.* is not implemented"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern=.* is not implemented"),
         ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\] is not implemented"),
         ({"layer_replication": [[0, 2]]}, "layer_replication=.* is not implemented"),
         ({"of_a_later_version": 1}, "of_a_later_version=1 is not implemented"),

@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from eval.audit_page import header, pack, tokenizer, verdict, write_audit
+from eval.audit_page import header, pack, tokenizer, tokens, verdict, write_audit
 from tests.audit_example import example
 from tests.test_page import Reader
 
@@ -132,6 +132,13 @@ def test_the_layout_says_where_sequences_start_and_end(folder):
     prompt, chosen, rejected = html.split('<p class="text">')[1:]
     assert "prompt ends" in prompt and "chosen begins" in chosen and "rejected begins" in rejected
     assert prompt.count('<span class="tok special') == 5
+
+
+def test_a_text_that_spells_eos_is_no_eos():
+    html = tokens({"tokens": ["</s>", "</s>"], "special": [False, True]}, "<s>", "</s>")
+    assert html == (
+        '<span class="tok">&lt;/s&gt;</span><span class="tok special end">&lt;/s&gt;</span>'
+    )
 
 
 def test_the_same_data_gives_the_same_bytes_that_name_no_address(folder, hostile):

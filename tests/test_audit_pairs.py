@@ -14,7 +14,7 @@ import pytest
 
 from data.tokenizer import load_tokenizer
 from eval import audit_pairs
-from eval.audit_pairs import Speller, audit, choose_pairs, count, find_duplicates
+from eval.audit_pairs import Speller, audit, choose_pairs, count, find_duplicates, logged
 from eval.audit_run import AuditConfig, read_settings
 from tests.conftest import ROOT
 from tests.test_transformer import random_pairs
@@ -50,6 +50,16 @@ def test_recomputed_means_are_the_logged_ones(page):
     assert logged["step"] == 3
     assert logged["margin_here"] == pytest.approx(logged["margin"], abs=1e-5)
     assert logged["loss_here"] == pytest.approx(logged["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flag", [{"limit": 5}, {"on": "train"}, {"beta": 0.3}, {"max_length": 64}, {"policy": TINY}]
+)
+def test_means_of_other_pairs_or_weights_stand_beside_no_logged_ones(run, flag):
+    rows = [{"margin": 1.0, "loss": 0.5}, {"margin": 3.0, "loss": 0.1}]
+    found = logged(AuditConfig(run=run), rows)
+    assert (found["margin_here"], found["loss_here"]) == (2.0, 0.3)
+    assert logged(AuditConfig(run=run, **flag), rows) is None
 
 
 def test_every_shown_pair_closes_and_json_can_hold_it(page):

@@ -54,6 +54,13 @@ def test_a_run_s_settings_and_flags_before_them(run, data):
     assert settings.data == ("x",) and settings.eval_data is None
 
 
+def test_labels_are_flipped_as_in_training_but_in_no_other_data(run):
+    file = Path(run) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"label_noise": 0.25}))
+    assert read_settings(AuditConfig(run=run)).label_noise == 0.25
+    assert read_settings(AuditConfig(run=run, data=("x",))).label_noise == 0.0
+
+
 def test_an_alpha_of_another_objective_is_not_inherited(run):
     """0.9 is tau for h_dpo, and for spl with beta 0.2 a tau of 4.5: there it is 1.2 * 0.2."""
     settings = read_settings(AuditConfig(run=run, objective="spl"))
@@ -121,6 +128,16 @@ def test_without_held_out_pairs_says_what_to_pass(run):
     settings = replace(read_settings(config), eval_fraction=0.0)
     with pytest.raises(ValueError, match="no held-out pairs; pass --on train"):
         read_tokens(config, settings)
+
+
+def test_the_adapter_that_a_run_started_from_is_part_of_its_reference(run, monkeypatch):
+    """What the run has saved is the sum of both, so that the policy needs that alone."""
+    monkeypatch.setattr("eval.audit_run.load_policy", lambda model, adapter, *_: (model, adapter))
+    config = AuditConfig(run=run)
+    settings = replace(read_settings(config), adapter="first")
+    policy, reference, *names = load_models(config, settings, torch.float32, "cpu")
+    assert policy == (TINY, run) and reference == (TINY, "first")
+    assert names == [f"{TINY} + {run}", f"{TINY} + first"]
 
 
 def test_models_of_a_run_of_all_weights(run, tmp_path):

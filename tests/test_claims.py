@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from eval.claims import claims_for, read_claims
+from eval.claims import claims_for, count_named, read_claims
 
 
 def spl(tau) -> dict:
@@ -108,3 +108,9 @@ def test_the_claims_cover_both_papers() -> None:
     for claim in claims:  # theory has an optimum for coins alone, and speaks of runs that reach it
         if claim["id"] in theory:
             assert claim["process"] == "population" and claim["needs_plateau"]
+
+
+def test_every_combination_of_values_is_a_setting() -> None:
+    assert count_named({"family": "spl", "tau": [1, 2], "beta": [0.1, 0.2, 0.3]}) == 6
+    assert count_named({"family": "spl", "tau": [1, 2, 4], "beta": 0.1}) == 3
+    assert count_named({"family": "spl", "tau": 1}) == 1

@@ -36,7 +36,7 @@ def body(html: str) -> list[list[str]]:
 
 CLAIM = {"id": "one", "paper": "SPL", "where": "Table <1>", "statement": "It <grows>.",
          "process": "verdict", "needs_seeds": 5, "rule": "Why these settings.",
-         "tests": [{"why": "half of 0.1"}]}  # fmt: skip
+         "tests": [{"why": "half of <0.1>"}]}  # fmt: skip
 
 
 def judged(
@@ -56,7 +56,7 @@ def test_a_claim_has_its_source_test_interval_and_outcome():
     assert '<b class="badge good">holds</b> 1' in html
     assert "It &lt;grows&gt;." in html and "SPL, Table &lt;1&gt;; labels: verdict" in html
     ((test, measured, outcome),) = body(html)
-    assert test == "spl &gt; 0.05<br><small>half of 0.1</small>"
+    assert test == "spl &gt; 0.05<br><small>half of &lt;0.1&gt;</small>"
     assert measured == "0.06 (0.0512,&nbsp;0.07)<br><small>97.5% over seeds and problems</small>"
     assert outcome == "✓&nbsp;yes"
     assert '<a href="#cell-1-0">a</a>' in html and "Why these settings." in html
@@ -122,6 +122,15 @@ def test_equal_diversity_by_hand():
     assert matched_html(grid) == "" == matched_html([grid[0], near])
 
 
+def test_seeds_that_a_control_does_not_have_are_left_out():
+    """Seed 1 of SPL has 0 and 2/4 where seed 0 has 1/4 and 3/4; the control has seed 0 alone."""
+    grid = [flat_row("spl", "tau 1", 1.0, 1, 1), flat_row("spl", "tau 2", 2.0, 3, 3)]
+    more = [flat_row("spl", "tau 1", 1.0, 1, 0), flat_row("spl", "tau 2", 2.0, 3, 2)]
+    control = flat_row("dpo, min-p", "m 0.1", None, 2, 1)
+    (line,) = body(matched_html([*grid, *({**row, "seed": 1} for row in more), control]))
+    assert line[:2] == ["DPO, min-p, m 0.1", "−0.25 (−0.25,&nbsp;−0.25)"]
+
+
 def test_the_reference_is_compared_with_every_seed():
     """Its one row has a unique share of 2/4 and pass@1 of 2/4; SPL there 2/4 and 1/4: 0 and 0.25,
     0.125 on average, with a standard error of 0.125 and Student's t of one degree, 12.7."""
@@ -140,6 +149,13 @@ def test_completions_stand_side_by_side_and_are_inert(verdict):
     assert "<script" not in html and "&lt;script&gt;alert(1)" in html
     assert '<span class="hidden">U+202E</span>' in html
     assert html.count("<details open>") == 1
+
+
+def test_prompts_and_their_grades_are_inert():
+    sample = {"prompt": "Is 2 <b> 3?", "difficulty": "<hard>", "completions": ["<i>"]}
+    html = samples_html([{**flat_row("spl", "tau 1", 1.0, 1, 1), "samples": [sample]}])
+    assert "<summary>Is 2 &lt;b&gt; 3? <small>&lt;hard&gt;</small></summary>" in html
+    assert body(html) == [['<p class="text">&lt;i&gt;</p>']]
 
 
 def test_every_cell_is_a_row_with_its_commands(verdict):

@@ -4,13 +4,17 @@ pytest tests/test_run.py
 """
 
 import ctypes
+import os
+import resource
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from model.run import choose_device, run_main
+from model.run import Interrupt, choose_device, peak_memory_gb, run_main
 from tests.conftest import ROOT
 
 PAGES_FETCHED = """
@@ -69,3 +73,23 @@ def test_what_to_do_is_the_commands_own(capsys, error, code, ours, usual):
             run_main(fail, *hints)
         said = capsys.readouterr().err
         assert stop.value.code == code and message in said and "--resume" not in said
+
+
+@pytest.mark.parametrize("platform, gb", [("linux", 2.048), ("darwin", 0.002)])
+def test_peak_memory_is_in_the_units_of_the_system(monkeypatch, platform, gb):
+    """2 million KiB on Linux are 2.048 GB; macOS counts bytes."""
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2_000_000))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert peak_memory_gb("cpu") == pytest.approx(gb)
+
+
+def test_the_second_ctrl_c_stops_at_once(capfd):
+    interrupt = Interrupt()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        interrupt.restore()
+    assert capfd.readouterr().err.count("finishing this step, then saving") == 1

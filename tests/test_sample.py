@@ -28,6 +28,7 @@ from model.adapter import save_adapter
 from model.checkpoint import init_weights, load_model, save_model
 from model.generate import generate
 from model.lora import add_lora, lora_layers
+from model.reference import hash_weights
 from model.sampling import Sampling, completion_seeds
 from model.transformer import ModelConfig, Transformer
 
@@ -197,6 +198,7 @@ BAD_FLAGS = [
     (("--chat_format", "morse"), "--chat_format: expected one of zephyr"),
     (("--prompts", "p.txt"), "--prompt and --prompts exclude each other"),
     (("--merge_to", "somewhere"), "pass --adapter"),
+    (("--merge_to", "x", "--adapter", "y", "--dtype", "bfloat16"), "needs --dtype float32"),
     (("--adapter", "nowhere"), "nowhere"),
     (("--model", "nowhere"), "--model expects a folder"),
     (("--out", "."), "--out expects a file"),
@@ -379,6 +381,28 @@ def test_a_message_that_is_refused_changes_nothing(chat, capsys):
     assert [turn["content"] for turn in asked[2][::2]] == ["Tom", "Lily", "Tom"]
 
 
+def test_each_answer_of_a_chat_has_draws_of_its_own(chat, monkeypatch):
+    seeds, real = [], sample.completion_seeds
+    monkeypatch.setattr(sample, "completion_seeds", lambda *of: seeds.append(of) or real(*of))
+    chat("Tom", "Lily", "Tom", EOFError, seed=5)
+    assert seeds == [(5, 0, 1), (5, 1, 1), (5, 2, 1)]
+
+
+def test_a_turn_without_an_answer_is_not_kept(chat, monkeypatch):
+    answers = iter(["Yes.", " \n", "No."])
+    monkeypatch.setattr(sample, "stream", lambda *_: next(answers))
+    asked = chat("Tom", "Lily", "Ben", EOFError)
+    said = [[turn["content"] for turn in messages] for messages in asked]
+    assert said == [["Tom"], ["Tom", "Yes.", "Lily"], ["Tom", "Yes.", "Ben"]]
+
+
+def test_room_is_a_quarter_of_the_positions_at_most(chat, monkeypatch):
+    """Of 120 positions 30 are room enough, though 500 tokens may be drawn."""
+    monkeypatch.setattr(sample, "stream", lambda *_: "Yes.")
+    asked = chat("Tom", "Lily", EOFError, max_new_tokens=500)
+    assert [len(messages) for messages in asked] == [1, 3]
+
+
 def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(chat, monkeypatch, capsys):
     add = sample.Printer.add
 
@@ -424,3 +448,17 @@ def test_reference_logps_are_those_of_the_model_without_its_adapter(folder, run,
         assert row["reference_logps"] == pytest.approx(row["logps"], abs=1e-4)
     with pytest.raises(ValueError, match="--reference_logps is for an --adapter"):
         run("--model", folder, "--out", out, "--reference_logps", "true", stdin=b"Tom\n")
+
+
+def test_reference_logps_leave_an_adapter_that_changes_much_out(folder, run, tmp_path):
+    add_lora(model := load_model(folder), rank=2, alpha=8, seed=3)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B, std=0.2, generator=torch.Generator().manual_seed(4))
+    save_adapter(model, tmp_path / "adapter", str(folder))
+    out = tmp_path / "out.jsonl"
+    run("--model", folder, "--adapter", tmp_path / "adapter", "--out", out, "--reference_logps",
+        "true", "--max_new_tokens", 9, stdin=b"Tom\n")  # fmt: skip
+    (row,) = read_lines(out.read_text())
+    assert abs(row["reference_logps"][0] - row["logps"][0]) > 0.1
+    settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
+    assert settings["reference_weights"] == hash_weights(load_model(folder))

@@ -59,6 +59,14 @@ def test_a_command_that_fails_is_shown_with_the_end_of_its_log(tmp_path):
     assert "ZeroDivisionError" not in (folder_of(tmp_path, "b") / "log.txt").read_text()
 
 
+def test_the_seconds_of_a_row_are_those_of_all_attempts(tmp_path):
+    folder = folder_of(tmp_path, "c")
+    folder.mkdir(parents=True)
+    (folder / "seconds").write_text("1000.0\n")  # of one that was stopped
+    row = run_cell(tmp_path, Cell("c", {}, (("-c", "pass"), ("-c", "pass"))), 1, ignore)
+    assert 1000 <= row["seconds"] < 1100
+
+
 def test_commands_do_not_think_that_they_are_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -76,6 +76,7 @@ def test_the_best_rate_goes_on_to_all_seeds_tests_and_controls():
     ("ahead", "rate"),
     [
         ((0.1, 0.3), 0.5),  # mean 0.2, standard error 0.1
+        ((0.02, 0.2), 0.5),  # 0.11, 0.09; the standard deviation is 0.127
         ((-0.1, 0.3), 1.0),  # 0.1, 0.2
         ((-0.3, -0.1), 1.0),
         ((0.0, 0.0), 1.0),
@@ -158,6 +159,17 @@ def test_draws_are_shared_by_the_controls_that_resample_them():
         cell = cells[f"verdict/dpo, resampled/tau {tau}/seed 1"]
         assert cell.needs == ("verdict/dpo, resampled/draws/seed 1",)
         assert flags(cell.commands[0][1:])["--tau"] == tau
+        assert flags(cell.commands[0][1:])["--seed"] == "1"
+
+
+def test_a_judge_learns_from_other_coins_than_the_pairs_that_it_orders():
+    grid = Grid(replace(POPULATION, judge="verdict"), (spl(1.0),), seeds=2, n=4)
+    cells = {cell.name: cell for cell in next_cells(Plan("judged", "", (grid,)), [], OUT)}
+    for seed, coins in (("0", "100"), ("1", "101")):
+        labels, train = cells[f"judge/verdict/seed {seed}"].commands
+        assert flags(labels[1:])["--seed"] == coins and flags(train)["--seed"] == seed
+        first, *_ = cells[f"population/labels of tiny/seed {seed}"].commands
+        assert flags(first[1:])["--seed"] == seed
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.name)
@@ -186,6 +198,12 @@ def test_a_search_goes_towards_the_entropy_of_the_reference():
     assert (
         next_tau([1.0, 2.0], [5.0, 4.0], 6.0) == 2.02
     )  # noise: a step of 1 / 0.25, bounded, taken
+
+
+def test_noise_that_turns_a_search_around_does_not_carry_it_far():
+    """Entropy fell from 5 to 4.9 where tau doubled: at 0.25 nats a doubling, the 0.1 nats that are
+    missing at tau 1 are 0.4 doublings, 1.32."""
+    assert next_tau([1.0, 2.0], [5.0, 4.9], 5.1) == 1.32
 
 
 def test_a_search_waits_for_all_seeds_and_ends():

@@ -157,6 +157,8 @@ def test_coordinates() -> None:
     assert coordinate({0: row(setting="beta' 0.2", beta=0.2)}, "beta'") == 0.2
     with pytest.raises(MissingError, match="t of spl/tau 1/0/test"):
         coordinate({0: row()}, "t")
+    with pytest.raises(MissingError, match="m of spl/m 1e-05/0/test"):  # and not 1
+        coordinate({0: row(setting="m 1e-05")}, "m")
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,12 @@ def test_coordinates() -> None:
 def test_plateau(losses, expected) -> None:
     assert on_plateau({"curves": {"step": [0, 10, 20, 30, 40], "eval/loss": losses}}) is expected
     assert on_plateau({}) is False and on_plateau({"curves": {}}) is False
+
+
+def test_the_middle_of_a_plateau_is_half_of_the_steps() -> None:
+    """Of 100 steps, 40 is nearest to the middle, whose loss falls on by 0.2 of 0.5; 80 is not."""
+    curves = {"step": [0, 40, 80, 90, 100], "eval/loss": [1.0, 0.5, 0.3, 0.3, 0.3]}
+    assert on_plateau({"curves": curves}) is False
 
 
 def test_a_metric_that_is_not_there_names_the_cell() -> None:

@@ -760,12 +760,14 @@ def test_a_plan_reads_no_weights_and_leaves_nothing(folder, monkeypatch, capsys)
     assert peaks[0] > peaks[1] > 0 and not (folder / "run").exists()
 
 
-def test_run_folder_explains_itself(folder):
+def test_run_folder_explains_itself(folder, monkeypatch):
     config = settings(folder)
+    monkeypatch.setattr("model.run.world_size", lambda: 3)
     (folder / "run").mkdir()
     write_run_config(config, folder / "run")
     fields = json.loads((folder / "run" / "config.json").read_text())
     assert fields["beta"] == 0.1 and {"_argv", "_commit", "_versions"} <= fields.keys()
+    assert fields["_world_size"] == 3 and fields["_threads"] == torch.get_num_threads()
     assert parse_config(TrainConfig, ["--config", str(folder / "run" / "config.json")]) == config
 
 

@@ -81,6 +81,15 @@ def test_newest_whole_checkpoint_is_taken(tmp_path):
     assert not torn.exists()  # nobody will finish it
 
 
+def test_a_step_of_seven_digits_is_newer_than_one_of_six(tmp_path):
+    model, optimizer = policy_and_optimizer(steps=1)
+    for step in (999_998, 999_999, 1_000_000):
+        save_training_state(tmp_path, model, optimizer, step, CONFIG, keep=2)
+    left = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-1000000", "step-999999"]
+    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 1_000_000
+
+
 def test_which_flags_may_change_between_the_parts_of_a_run(tmp_path):
     """Those that change no number; with --inexact_resume those that change the last bits."""
     free = {"resume", "inexact_resume", "out_dir", "reference_cache", "save_every", "keep",
@@ -140,6 +149,15 @@ def test_a_torn_checkpoint_is_named_and_skipped(name, harm, tmp_path, capsys):
     shutil.rmtree(tmp_path / "checkpoints" / "step-000009")
     with pytest.raises(FileNotFoundError, match="expects a whole checkpoint"):
         load_training_state(tmp_path, *policy_and_optimizer(), CONFIG)
+
+
+def test_a_manifest_that_leaves_the_state_out_vouches_for_nothing(tmp_path, capsys):
+    model, optimizer = policy_and_optimizer(steps=1)
+    for step in (9, 10):
+        folder = save_training_state(tmp_path, model, optimizer, step, CONFIG)
+    (folder / "manifest.json").write_text('{"files": {}}')
+    assert load_training_state(tmp_path, *policy_and_optimizer(), CONFIG) == 9
+    assert f"{folder} is skipped: its manifest has no state.json" in capsys.readouterr().out
 
 
 def test_older_checkpoints_go_when_the_newer_is_whole(tmp_path):
