@@ -47,7 +47,7 @@ class Statistic:
 
 Metrics = Mapping[str, Values | Statistic]
 Row = dict[str, float]  # value, low, high
-MANY = 30  # metrics of one kind, from which on the table only counts them
+MANY = 30  # metrics of one kind: where there are more, the table only counts them
 AMOUNTS = re.compile(
     r"words|tokens|(bytes|headers|lists|bold)/.*|logical|content|surface|reward.*|margin|input/ead"
     r"|(.*/)?(brier|nll|overconfidence)"

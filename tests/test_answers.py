@@ -159,12 +159,20 @@ def test_a_number_that_would_grow_is_no_answer(number: str) -> None:
     assert time.process_time() - start < 1
 
 
+def test_the_longest_numbers_are_answers() -> None:
+    """Of 100 digits, and with an exponent of 99."""
+    assert strict_number("#### " + "9" * 100, "####") == 10**100 - 1
+    assert strict_number("#### 1e99", "####") == 10**99
+    assert strict_number("#### 1e-99", "####") == Fraction(1, 10**99)
+
+
 def test_no_number_is_cut_in_two() -> None:
     """200 characters behind a marker are read; a number that begins there and goes on is not."""
     text = "The answer is " + "x " * 98 + "123456"
     assert flexible_number(text) == (123456, "last number")
     assert flexible_number("The answer is " + "x " * 50 + "123456 " + "7 " * 90)[0] == 123456
     assert strict_number("####" + " " * 197 + "123456", "####") is None
+    assert strict_number("####" + " " * 198 + "42", "####") == 42  # where the text ends too
     assert flexible_number("####\n18\n" + "x" * 300) == (18, "####")
 
 

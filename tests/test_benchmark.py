@@ -192,6 +192,13 @@ def test_exemplars_of_samples_are_not_known(scoring):
     settings = read_summary(scoring)["settings"]
     assert settings["shots"] is None and "validation" not in settings
 
+    @dataclass(frozen=True)
+    class WithValidation(WithShots):
+        validation: str | None = None
+
+    run(WithValidation(validation="v.jsonl", **flags))
+    assert read_summary(scoring)["settings"]["validation"] is None
+
 
 def test_problems_are_scored_at_a_time(scoring):
     """Three at once: each waits for the others; the items stand in the order of the problems."""

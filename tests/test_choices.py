@@ -24,9 +24,11 @@ from eval.choices import (
     Task,
     ask_model,
     check_ids,
+    check_logps,
     encode_questions,
     run_choices,
     shared_length,
+    write_reliability,
 )
 from model import score
 from model.checkpoint import load_model
@@ -312,3 +314,19 @@ def test_samples_that_are_none_are_refused(config, tmp_path, row, message):
     config = replace(config, model=None, samples=str(samples))
     with pytest.raises(ValueError, match=message):
         run_choices(config, TASK)
+
+
+def test_a_log_probability_may_be_rounded_above_zero():
+    assert check_logps([1e-3, -1], 2, "f:1") == [1e-3, -1.0]
+    with pytest.raises(ValueError, match="f:1: expected 2 log-probabilities"):
+        check_logps([2e-3, -1], 2, "f:1")
+
+
+@pytest.mark.parametrize("binning, counts", [("width", [4]), ("mass", [2, 2])])
+def test_reliability_has_the_bins_that_are_asked_for(tmp_path, binning, counts):
+    """Two of equal width: all four are above a half; two of equal mass."""
+    values = {"confidence": [0.6, 0.7, 0.8, 0.9], "accuracy": [0.0, 1.0, 1.0, 1.0]}
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    write_reliability(ChoiceConfig(bins=2, binning=binning, out=str(tmp_path)), "")
+    table = json.loads((tmp_path / "reliability.json").read_text())
+    assert [row["count"] for row in table] == counts

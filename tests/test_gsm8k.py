@@ -309,6 +309,8 @@ def test_a_split_does_not_score_its_own_samples(run, tmp_path: Path, split) -> N
     with pytest.raises(ValueError, match=r"changed.jsonl: .*\(3 of 5 first ones, over a half\)"):
         run(*flags, "--samples", write_samples(tmp_path / "changed.jsonl", changed), out="own")
     assert not (tmp_path / "own").exists()
+    half = write_samples(tmp_path / "half.jsonl", changed[:4])  # two of four, as chance may have it
+    assert run(*flags, "--samples", half, "--limit", "4")[0]["pass@1"] == 1 / 2
 
 
 def test_a_baseline_is_not_of_the_split_s_own_samples(run, tmp_path: Path, split) -> None:

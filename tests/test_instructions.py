@@ -183,6 +183,9 @@ def test_loose_forgives_what_strict_does_not() -> None:
     assert judge(quoted, "startend:quotation", {}) == (False, True)
     assert judge('"Hello"', "startend:quotation", {}) == (True, True)
     assert judge("Hello\n\nBye", "startend:quotation", {}) == (False, False)
+    weeks = "Sure:\n\n\nWeek one\n\nWeek two"  # blank lines behind the first go with it
+    asked = {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "week"}
+    assert judge(weeks, "length_constraints:nth_paragraph_first_word", asked) == (False, True)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from data.labels import label_by_coin, label_by_verdict, main, read_opinions, reward
+from data.labels import (
+    check_opinion,
+    label_by_coin,
+    label_by_verdict,
+    main,
+    read_opinions,
+    reward,
+)
 from data.synthetic import OPINIONS, opinion_rows, problem_rows
 from tests.conftest import read_jsonl
 
@@ -196,6 +203,20 @@ def test_an_opinion_that_is_none_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "o").write_text("\n".join(["", texts[0], "", texts[1]]))
     with pytest.raises(ValueError, match="o:4: expected 0 <= first_preferred <= labels"):
         read_opinions(tmp_path / "o")
+
+
+def test_a_question_of_opinion_has_a_million_labels_at_most() -> None:
+    row = {"prompt": "?", "answers": ["a", "b"], "labels": 10**6, "first_preferred": 10**6}
+    assert check_opinion(row, "o:1") == row
+    with pytest.raises(ValueError, match="labels <= 1000000, got 1000000 and 1000001"):
+        check_opinion({**row, "labels": 10**6 + 1}, "o:1")
+
+
+def test_a_scale_of_zero_leaves_fair_coins(tmp_path: Path) -> None:
+    inputs, out = make_inputs(tmp_path), tmp_path / "out.jsonl"
+    command = ["--process", "population", *inputs[:4], "--scale", "0", "--pairs", "2"]
+    main([*command, "--out", str(out)])
+    assert len(read_jsonl(out)) == 2 * 40
 
 
 def test_the_folder_of_the_pairs_is_made(tmp_path: Path) -> None:

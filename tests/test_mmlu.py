@@ -175,6 +175,18 @@ def test_metrics_by_hand():
     assert values["accuracy/y"] == pytest.approx([0]) and len(values["accuracy/x"]) == 2
 
 
+@pytest.mark.parametrize("bins, error", [(15, (0.5 + 0.7) / 2), (1, (0.7 - 0.5) / 2)])
+def test_the_error_of_a_subject_has_the_bins_that_are_asked_for(bins, error):
+    """Right at 0.5 and wrong at 0.7: in bins of their own, or in one, where the gaps offset."""
+    items = [
+        {"subject": "x", "answer": a, "logps": [math.log(w) for w in some]}
+        for a, some in ((0, (0.5, 0.25, 0.15, 0.1)), (1, (0.7, 0.1, 0.1, 0.1)))
+    ]
+    values = metric_values(items, bins, "width")
+    for name in ("ece", "ece/x"):
+        assert values[name].compute(values[name].rows) == pytest.approx(error)
+
+
 def test_samples_of_other_questions_are_refused(tmp_path, monkeypatch):
     """Two subjects of two questions, all right: with --limit 1 problem 1 is another subject's.
 

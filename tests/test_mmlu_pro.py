@@ -187,6 +187,15 @@ def test_metrics_by_hand(run, tmp_path: Path) -> None:
     )
 
 
+def test_a_reply_may_restate_the_question(run, tmp_path: Path) -> None:
+    """And be right behind it; a text that is continued ends where the next question begins."""
+    data = write_jsonl(tmp_path / "data", [PROBLEM])
+    rows = [{"index": 0, "completions": ["Question: Which?\nThe answer is (C)."]}]
+    flags = ("--data", data, "--samples", write_jsonl(tmp_path / "samples", rows))
+    assert run(*flags, "--prompt_style", "chat")["accuracy"] == 1
+    assert run(*flags, "--prompt_style", "text")["no_answer"] == 1
+
+
 def test_recorded_outputs_as_a_user_scores_them(run, tmp_path: Path, shared_data) -> None:
     """accuracy_authors is the share of rows with pred == answer, where the first stage made pred.
 

@@ -79,6 +79,11 @@ def test_first_fit_by_hand():
     assert [b.pair_ids for b in pack_step(pairs, [0, 1, 2, 3], 10)] == [[1], [3, 2], [0]]
 
 
+def test_pairs_of_one_size_are_packed_by_their_numbers():
+    equal = pairs_of_sizes([(1, 1, 1)] * 4)
+    assert [b.pair_ids for b in pack_step(equal, [3, 0, 2, 1], 7)] == [[0, 1], [2, 3]]
+
+
 def test_evaluation_sees_each_pair_once():
     rng = np.random.default_rng(1)
     pairs = pairs_of_sizes(rng.integers(1, 30, size=(57, 3)).tolist())
@@ -88,6 +93,7 @@ def test_evaluation_sees_each_pair_once():
     assert list(epoch_batches([], 100)) == []
     equal = pairs_of_sizes([(1, 1, 1)] * 6)  # of 3 tokens: two of them fill 7
     assert [len(batch) for batch in epoch_batches(equal, 7)] == [2, 2, 2]
+    assert [len(batch) for batch in epoch_batches(equal, 6)] == [2, 2, 2]  # up to the brim
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch():
@@ -150,6 +156,9 @@ def test_heaviest_batch_of_an_epoch():
     pairs = pairs_of_sizes([(1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4)])
     batch, count = heaviest_batch(pairs, 2, 11, seed=0, steps=2, ranks=1)
     assert batch.pair_ids == [3] and count == 2
+    assert [step_indices(step, 4, 2, seed=2) for step in (0, 1)] == [[3, 2], [0, 1]]
+    _, count = heaviest_batch(pairs, 2, 15, seed=2, steps=2, ranks=1)
+    assert count == 2  # 12 | 9, and then 6 + 3 in one
     batch, count = heaviest_batch(pairs, 4, 100, seed=0, steps=9, ranks=1)
     assert len(batch.input_ids) == 30 and count == 1
     batch, count = heaviest_batch(pairs, 4, 100, seed=0, steps=9, ranks=2)

@@ -202,6 +202,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "b.jsonl", same, same)
     with pytest.raises(ValueError, match=r"b.jsonl: no pairs remain; dropped 2: chosen equals"):
         read_pairs(path, "dpo", log=say_nothing)
+    full = write_rows(tmp_path / "c.jsonl", {"prompt": "p", "chosen": "c", "rejected": "r"})
+    with pytest.raises(ValueError, match=r"a.jsonl: expected rows, got an empty file"):
+        read_pairs([full, tmp_path / "a.jsonl"], "dpo", log=say_nothing)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -540,6 +543,7 @@ def test_half_of_the_length_is_left_to_the_completion() -> None:
     assert length_limits(1024, None, 256) == (256, 128)
     assert length_limits(1024, 200, 256) == (256, 200)
     assert length_limits(1024, 512, 256) == (256, 128)
+    assert length_limits(1024, 256, 256) == (256, 128)  # all of the positions: none left
 
 
 def test_ultrafeedback(shared_data: Path, smollm2: Tokenizer) -> None:

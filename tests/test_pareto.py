@@ -29,6 +29,7 @@ from eval.pareto import (
     hypervolume,
     make_points,
     read_runs,
+    worst_end,
 )
 from eval.results import interval_row
 
@@ -132,6 +133,13 @@ def test_less_is_better_where_it_is_said() -> None:
     assert [p["on_frontier"] for p in result["points"]] == [False, False, True, False, False]
 
 
+def test_the_worst_end_is_that_of_an_interval_or_an_estimate() -> None:
+    """Draws of 2 and 3 around an estimate of 1 or 4."""
+    draws = np.array([[2.0] * 10, [3.0] * 10])
+    assert worst_end(np.hstack([[[4.0], [4.0]], draws])) == 2
+    assert worst_end(np.hstack([[[4.0], [1.0]], draws])) == 1
+
+
 def test_a_given_reference_point() -> None:
     config = ParetoConfig(quality="q", diversity="d", reference_quality=0, reference_diversity=-1)
     result = compare([Point("f", "B", 1, fixed(3), fixed(3))], config)
@@ -195,6 +203,8 @@ def test_values_that_are_all_equal_are_as_uncertain_as_the_summary_says(tmp_path
     low, high = np.quantile(draw_numbers(measured, 0)[1:], [0.025, 0.975])
     assert measured.values is None
     assert (low, high) == pytest.approx(wilson_interval([1] * 10), abs=4 * 0.01)
+    (folder / "values.json").write_text('{"pass@1": [[1.0, 1.0], [1.0, 3.0]]}')
+    assert find_metric([str(folder)], "pass@1", "").values is None  # of whatever weights
 
 
 def test_resampled_problems_agree_with_the_bootstrap() -> None:

@@ -12,6 +12,7 @@ from data.problems import (
     LARGEST,
     Problem,
     check_solution,
+    draw_numbers,
     draw_problem,
     draw_solution,
     expression_value,
@@ -112,6 +113,12 @@ def test_tens_before_ones_is_one_of_the_ways() -> None:
     assert "27 + 34 = 61\n#### 61" in texts
 
 
+def test_whole_tens_are_added_in_one_line() -> None:
+    """Not as 40 + 20 = 60 and 60 + 0 = 60."""
+    problem, rng = Problem("", ((1, (40,)), (1, (20,))), "pens"), random.Random(0)
+    assert all(draw_solution(problem, rng).count("=") == 1 for _ in range(200))
+
+
 def test_key_forgets_story_and_order() -> None:
     """4*7 + 12 - 9 and 12 - 9 + 7*4 are the same problem; 4*7 - 12 + 9 is not."""
     a = Problem("x", ((1, (4, 7)), (1, (12,)), (-1, (9,))), "pens")
@@ -129,6 +136,14 @@ def test_held_out_by_hash_alone() -> None:
     rng = random.Random(2)
     assert all(is_held_out(draw_problem(rng, held_out=True).key) for _ in range(50))
     assert not any(is_held_out(draw_problem(rng, held_out=False).key) for _ in range(50))
+
+
+def test_who_has_fewer_has_some() -> None:
+    """Of "Mia has 5 pens. Tom has 3 fewer than Mia." Tom has 2; with 5 fewer he would have none."""
+    rng = random.Random(4)
+    drawn = [draw_numbers("a+a-b", "", rng)[0] for _ in range(1000)]
+    assert all(numbers["b"] < numbers["a"] for numbers in drawn)
+    assert any(numbers["b"] == numbers["a"] - 1 for numbers in drawn)
 
 
 def test_stories_have_one_to_three_steps_and_all_numbers() -> None:

@@ -298,6 +298,8 @@ def test_the_digest_of_a_folder_changes_with_it(tmp_path):
 def test_the_table_counts_what_is_many(capsys):
     """31 subjects are one line, 2 languages two; the metric of the same name stays."""
     row = {"value": 0.5, "low": 0.25, "high": 0.75}
+    print_table(dict.fromkeys([f"accuracy/{i}" for i in range(30)], row))
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 30
     names = ["accuracy", *(f"accuracy/{i}" for i in range(31)), "ece/a", "ece/b"]
     print_table(dict.fromkeys(names, row))
     lines = capsys.readouterr().out.splitlines()

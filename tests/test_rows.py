@@ -229,6 +229,7 @@ def test_shapes_of_the_prompt() -> None:
         {"chosen": "\n\nHuman: p\n\nAssistant: c"},
         {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": " c"},
         {"prompt": "\n\nHuman: p\n\nAssistant: ", "chosen": "c"},
+        {"prompt": "\n\nHuman: p\n\nAssistant: \n", "chosen": "c"},
         {"prompt": "\n\nHuman: p", "chosen": "c"},
         {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": whole},
         {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": "\n\nHuman: p\n\nAssistant: c"},
@@ -239,6 +240,8 @@ def test_shapes_of_the_prompt() -> None:
     long = [system, user("a"), assistant("b"), *whole]
     assert dialogue({"prompt": "p", "chosen": long}, "chosen", "f:1") == long
     assert dialogue({"prompt": long[:-1], "chosen": "c"}, "chosen", "f:1") == long
+    spaced = [*long[:-2], user(" p\n"), assistant("c")]
+    assert dialogue({"prompt": "p", "chosen": spaced}, "chosen", "f:1") == spaced
     transcript = "\n\nHuman: a\n\nAssistant: b\n\nHuman: p\n\nAssistant:"
     row = {"prompt": transcript, "chosen": " c\n\nHuman: no turn"}
     said = assistant("c\n\nHuman: no turn")
