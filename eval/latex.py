@@ -129,9 +129,13 @@ def left_side(maths: str) -> str:
 
 
 def before_reason(sentence: str) -> str:
-    """The sentence up to its full stop or its reason, where something is left, brackets closed."""
+    """The sentence up to its full stop or its reason, where something is left, brackets closed.
+
+    A half-open interval, [1, 2), is closed.
+    """
     cut = REASON.split(sentence, maxsplit=1)[0]
-    closed = all(cut.count(one) == cut.count(two) for one, two in ("()", "[]", "{}"))
+    pairs = (("([", ")]"), ("{", "}"))
+    closed = all(sum(map(cut.count, one)) == sum(map(cut.count, two)) for one, two in pairs)
     return cut if closed and WORD.search(cut) else sentence
 
 
@@ -357,7 +361,8 @@ def value_of(text: str, depth: int) -> Canonical:
     opening, inside, closing = found
     if opening == SET[0]:
         return set_of(value_of(part, depth - 1) for part in elements(inside))
-    parts = [value_of(part, depth - 1) for part in split_top(inside, ",", ";")]
+    inside = elements(inside) if ";" in inside else split_top(inside, ",")  # 0, 1,000 or 1,234
+    parts = [value_of(part, depth - 1) for part in inside]
     if len(parts) == 1 and (opening, closing) == ("(", ")"):
         return parts[0]  # a multiple choice (A), or a number in brackets
     return (opening, *parts, closing)

@@ -51,6 +51,7 @@ def algebra():
         (r"(1+\sqrt{2}, x+x)", r"(\sqrt{2}+1, 2x)"),
         (r"\sqrt{8}, 1", r"1, 2\sqrt{2}"),
         ("x+x, y, 1", "1, y, 2x"),
+        ("2x, y+y", "2y, x+x"),
     ],
 )
 def test_equal_expressions(algebra: Algebra, one: str, other: str) -> None:

@@ -238,6 +238,7 @@ def test_users_cannot_write_placeholders() -> None:
         ("zephyr", ["tool"], "expected messages with the roles"),
         ("llama2", ["user", "user"], "llama2 expects user, assistant, user"),
         ("llama2", ["user", "system", "user"], "llama2 expects"),
+        ("llama2", ["user", "assistant", "system", "user"], "llama2 expects"),
         ("mistral", ["assistant", "user"], "mistral expects"),
         ("mistral", ["system", "user"], "mistral has no system message"),
         ("plain", ["system", "user"], "plain has no system message"),
@@ -517,6 +518,9 @@ def test_what_is_not_known_is_refused(mistral: Tokenizer, tmp_path: Path) -> Non
     folder = checkpoint(tmp_path / "unknown", llama31)
     with pytest.raises(ValueError, match=f"unknown/tokenizer_config.json: .* one of {formats}"):
         detect_chat_format(folder, mistral)
+    tools = checkpoint(tmp_path / "tools", [{"name": "tool_use", "template": "..."}])
+    with pytest.raises(ValueError, match="a chat template this project does not know"):
+        detect_chat_format(tools, mistral)
     found, reason = detect_chat_format(folder, mistral, "zephyr")
     assert found.name == "zephyr" and reason == "--chat_format"
     with pytest.raises(ValueError, match=f"--chat_format: expected one of {formats}, got 'alpaca'"):

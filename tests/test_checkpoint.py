@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from model.architecture import read_model_config
-from model.checkpoint import init_model, load_model, save_model
+from model.checkpoint import cut, init_model, load_model, save_model
 from model.lora import add_lora
 from tests.test_lora import scatter
 from tests.test_transformer import LLAMA3, save_witness
@@ -83,6 +83,10 @@ def test_large_weights_go_into_several_files(tmp_path):
     with torch.no_grad():
         assert (theirs(input_ids).logits - model(input_ids)).abs().max().item() < 1e-4
         assert torch.equal(load_model(tmp_path / "out")(input_ids), model(input_ids))
+
+
+def test_a_file_holds_as_much_as_is_allowed():
+    assert cut({"a": 3, "b": 2, "c": 6, "d": 1}, 5) == [["a", "b"], ["c"], ["d"]]
 
 
 def test_an_adapter_is_merged_in_what_is_written(tmp_path):

@@ -279,6 +279,7 @@ def test_a_baseline_that_is_not_like_is_refused(run, tmp_path: Path) -> None:
         ({"tokens": [1]}, r":1: tokens: expected one for each completion, got \[1\]"),
         ({"logps": [-1, "a"]}, ":1: logps: expected one for each completion"),
         ({"finish_reasons": [1, 2]}, ":1: finish_reasons: expected one for each completion"),
+        ({"finish_reasons": ["stop", None]}, ":1: finish_reasons: expected one for each compl"),
         ({"index": 1}, "index 1 stands in several rows"),
     ],
 )

@@ -4,6 +4,7 @@ Pauses are recorded, not waited for.
 python -m pytest tests/test_endpoint.py
 """
 
+import json
 import threading
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -23,6 +24,7 @@ from eval.endpoint import (
     check_key,
     check_url,
     retry_after,
+    try_once,
 )
 from tests.judge_server import MODEL, Answer, completion, serve
 
@@ -97,6 +99,24 @@ def test_the_key_is_cut_out_of_what_comes_back():
     with serve(lambda *_: f"You sent {KEY}!") as server:
         assert ask(at(server.url))[0].text == "You sent [key]!"
     assert KEY not in repr(at("http://x/v1"))
+    choice = {"message": {"content": "x"}, "finish_reason": f"no {KEY}"}
+    body = json.dumps({"model": f"for {KEY}", "choices": [choice]}).encode()
+    with serve(lambda *_: Answer(body)) as server:
+        assert ask(at(server.url))[0] == Reply("x", "for [key]", "no [key]")
+
+
+def test_the_key_is_cut_out_of_what_the_library_says(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(f"no route for {KEY}")
+
+    monkeypatch.setattr(module.OPENER, "open", fail)
+    assert try_once(at("http://x/v1"), QUESTION) == Failure("OSError: no route for [key]")
+
+
+def test_a_judge_that_does_not_say_its_name_has_the_one_it_was_asked_by():
+    body = b'{"choices": [{"message": {"content": "x"}}]}'
+    with serve(lambda *_: Answer(body)) as server:
+        assert ask(at(server.url))[0] == Reply("x", "judge-x", None)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -172,6 +192,11 @@ def test_a_retry_after_of_hours_ends_it_at_once():
     assert len(server.requests) == 1
 
 
+def test_a_retry_after_of_ten_minutes_is_waited_for():
+    with serve(after(Answer(b"", 429, {"Retry-After": "600"}))) as server:
+        assert ask(at(server.url))[2] == [600]
+
+
 def test_retry_after_may_be_a_date():
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
     assert 60 < retry_after(date) <= 90
@@ -194,6 +219,7 @@ def test_a_pause_ends_where_another_question_has_failed():
     ("answer", "message"),
     [
         (Answer(b"no such key", 401), "HTTP 401: no such key; is the key right"),
+        (Answer(b"not yours", 403), "HTTP 403: not yours; is the key right"),
         (Answer(b"no model", 404), "HTTP 404: no model; are --judge_url and --judge_name right"),
         (Answer(b"bad temperature", 400), "HTTP 400: bad temperature$"),
     ],
@@ -223,6 +249,12 @@ def test_a_redirect_is_not_followed(status):
             with pytest.raises(ValueError, match=f"HTTP {status}: ; it redirects to {other.url}"):
                 ask(at(server.url))
     assert not other.requests
+
+
+def test_a_redirect_does_not_show_the_key():
+    with serve(lambda *_: Answer(b"", 302, {"Location": f"/login?key={KEY}"})) as server:
+        with pytest.raises(ValueError, match=r"it redirects to /login\?key=\[key\]$"):
+            ask(at(server.url))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +320,16 @@ def test_no_question_no_request():
     with serve(lambda *_: "") as server:
         assert list(ask_many(at(server.url), questions_of(3), [], 4)) == []
     assert not server.requests
+
+
+def test_of_several_failures_the_first_is_told(monkeypatch):
+    def fail(endpoint, questions, todo, done, stop) -> None:
+        for result in (ValueError("first"), ValueError("second"), None):
+            done.put((None, result))
+
+    monkeypatch.setattr(module, "ask_some", fail)
+    with pytest.raises(ValueError, match="first"):
+        list(ask_many(at("http://x/v1"), questions_of(2), [0, 1], 1, show=False))
 
 
 def test_a_failure_waits_for_what_is_under_way_and_begins_no_more(monkeypatch):

@@ -52,6 +52,8 @@ BY_HAND = [
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "***a***", "**a**"),
     ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2},
      "SECTION 1 a\nSECTION2", "SECTION 1 a\nSection 2"),
+    ("detectable_format:multiple_sections", {"section_spliter": "Part", "num_sections": 2},
+     "Part 1 a\nPart 2 b\nPart 3 c", "Part 1 a"),
     ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', "{'a': 1}"),
     ("detectable_format:json_format", {}, "42", "[" * 100_000),
     ("detectable_format:title", {}, "x <<a>> y", "<< >>\n<<a\n>>"),

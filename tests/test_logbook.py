@@ -4,6 +4,7 @@ pytest tests/test_logbook.py
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from model.logbook import (
     evaluation_line,
     open_metrics,
     read_records,
+    show,
     write_record,
 )
 
@@ -62,8 +64,10 @@ def test_records_after_the_step_of_a_resume_are_dropped(tmp_path):
         ValueError, match=r"metrics.jsonl:2: expected an object with a whole `step`"
     ):
         read_records(file)
-    open_metrics(tmp_path / "new.jsonl", 0)
-    assert read_records(tmp_path / "new.jsonl") == []
+    file.write_text('{"step": 0}\n')
+    for new in (tmp_path / "new.jsonl", file):  # a run that starts writes its step 0 itself
+        open_metrics(new, 0)
+        assert read_records(new) == []
 
 
 class Bar:
@@ -100,6 +104,29 @@ def test_on_cuda_a_step_is_written_one_step_late(tmp_path, device, written, monk
     assert records[0]["grad_norm"] == 2.0 and records[0]["tokens_per_s"] > 0
 
 
+def test_rates_are_those_of_a_step_s_own_time(tmp_path, monkeypatch):
+    """100 tokens in 2 s; after an evaluation from 2 s to 10 s, 100 in 5 s; and 100 in 4 s."""
+    clock = iter([0.0, 2.0, 10.0, 15.0, 19.0])
+    monkeypatch.setattr("model.logbook.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("model.logbook.peak_memory_gb", lambda device: 0.5)
+    log = StepLog(tmp_path / "metrics.jsonl", Bar(), [], "cpu")
+    log.add(step_of(1, 3.0))
+    log.restart_clock()
+    log.add(step_of(2, 3.0))
+    log.add(step_of(3, 3.0))
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["tokens_per_s"] for r in records] == [50, 20, 25]
+    assert [r["pairs_per_s"] for r in records] == [1, 0.4, 0.5]
+    assert {(r["lr"], r["peak_memory_gb"]) for r in records} == {(1e-3, 0.5)}
+    assert log.bar.fields == {"loss": "2", "pairs/s": "0.5"}
+
+
+def test_what_stands_behind_the_bar():
+    record = {"rewards/accuracies": 0.75, "rewards/margins": 1.25, "pairs_per_s": 8.0}
+    show(bar := Bar(), {"loss": 0.5, **record})
+    assert bar.fields == {"loss": "0.5", "acc": "0.75", "margin": "1.25", "pairs/s": "8"}
+
+
 def test_a_step_that_is_no_number_is_named_and_not_written(tmp_path):
     class Pair:
         source = "pairs.jsonl:3"
@@ -112,6 +139,25 @@ def test_a_step_that_is_no_number_is_named_and_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"step 7: loss nan.*1 pairs: pair 0 \(pairs.jsonl:3\)"):
         log.add(broken)
     assert not read_records(tmp_path / "metrics.jsonl")
+
+
+def test_three_pairs_of_a_broken_step_are_named(tmp_path):
+    step = step_of(7, 1.0)
+    step.means.add({"loss": torch.full((4,), math.nan)}, [2, 3, 4, 5])
+    data = [SimpleNamespace(source=f"pairs.jsonl:{i + 1}") for i in range(6)]
+    with pytest.raises(ValueError, match=r"; 4 pairs: pair 2 \(pairs.jsonl:3\)") as caught:
+        StepLog(tmp_path / "metrics.jsonl", Bar(), data, "cpu").add(step)
+    assert "; pair 4 (pairs.jsonl:5)" in str(caught.value) and "pair 5" not in str(caught.value)
+
+
+def test_every_number_of_an_evaluation_has_its_title():
+    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+             "entropy", "guarded", "mass/policy")  # fmt: skip
+    record = {"step": 30} | {f"eval/{name}": i / 2 for i, name in enumerate(names)}
+    assert evaluation_line(record) == (
+        "step   30 held-out: loss 0.000, accuracy 0.500, margin 1.000, chosen logp 1.500, "
+        "rejected logp 2.000, entropy 2.500, guarded 3.000, answer mass 3.500"
+    )
 
 
 def test_table_and_warning():

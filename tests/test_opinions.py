@@ -15,7 +15,13 @@ import torch
 from data.pairs import first_turn, read_pairs, split_by_first_turn
 from data.tokenizer import load_tokenizer
 from eval import opinions
-from eval.opinions import count_labels, metric_values, theory_log_odds
+from eval.opinions import (
+    count_labels,
+    metric_values,
+    read_questions,
+    read_run,
+    theory_log_odds,
+)
 from model.adapter import load_policy, save_adapter
 from model.checkpoint import load_model
 from model.lora import add_lora
@@ -159,6 +165,12 @@ def test_settings_name_the_coefficients(tmp_path, measure, capsys) -> None:
         assert item["theory_log_odds"] == pytest.approx(theory)
 
 
+def test_an_alpha_that_was_not_given_is_the_one_that_the_run_took(tmp_path) -> None:
+    """1.2 beta of spl, which stands beside the flags."""
+    (tmp_path / "config.json").write_text(json.dumps(RUN | {"alpha": None, "_alpha": 0.12}))
+    assert read_run(str(tmp_path))["alpha"] == 0.12
+
+
 def test_an_adapter_of_other_making_has_no_theory(tmp_path, measure) -> None:
     run = make_run(tmp_path / "run", 2)
     (run / "config.json").unlink()
@@ -297,6 +309,12 @@ def test_mistakes_are_named(row, settings, message, tmp_path, measure) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         measure("--adapter", run, "--data", data)
     assert message in str(error.value)
+
+
+def test_a_population_may_be_of_one_mind(tmp_path) -> None:
+    rows = [ROWS[0] | {"p": 0}, ROWS[1] | {"p": 1.0}]
+    found = read_questions(Path(write_jsonl(tmp_path / "d.jsonl", rows)))
+    assert [row["p"] for row in found] == [0, 1]
 
 
 def test_a_run_of_another_model_is_refused(tmp_path, measure) -> None:

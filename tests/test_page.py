@@ -225,6 +225,26 @@ def test_scatter_by_hand():
     assert svg.count('class="zero"') == 2
 
 
+def test_what_is_0_is_marked_and_ticks_stay_inside():
+    """x from 0 to 100 as above, so 0 is at 67.41; y from 0 to 1 with room: [-0.04, 1.04], 0 at
+    236 - 0.04 / 1.08 * 226 = 227.63. A tick at -0.5, which covers -0.04, would be outside.
+    """
+    svg = page.scatter([(0, 0, "", None), (100, 1, "", None)], "x", "y")
+    marks = re.findall(r'class="zero" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', svg)
+    assert marks == [("67.41", "67.41", "236", "10"), ("52", "468", "227.63", "227.63")]
+    ticks = re.findall(r'<text class="tick" x="[\d.]+" y="[\d.]+" text-anchor="end">(.*?)<', svg)
+    assert ticks == ["0", "0.5", "1"]
+
+
+def test_titles_and_labels_are_text():
+    assert page.heading("<a>").startswith('<div class="title"><h1>&lt;a&gt;</h1>')
+    assert page.section("<a>", "", '"').startswith('<section id="&quot;">\n<h2>&lt;a&gt;</h2>')
+    assert page.figure("<a>", "", "").startswith("<figure><h3>&lt;a&gt;</h3>")
+    svg = page.scatter([(0, 0, "", '"><b>')], "<x>", '"y"')
+    assert {tag for tag, _ in Reader(svg).elements} == set("svg line text circle title a".split())
+    assert 'aria-label="&quot;y&quot; by &lt;x&gt;"' in svg and ">&lt;x&gt;</text>" in svg
+
+
 def test_scatter_of_one_point_and_of_huge_ones():
     for value in (0.0, 3.0, 1e20, -1e-20):
         assert "nan" not in page.scatter([(value, value, "", None)], "x", "y")

@@ -222,6 +222,19 @@ def test_table_adds_up():
     assert "host" not in table  # nothing is offloaded
 
 
+def test_units_of_the_table():
+    """A GB is 1e9 bytes, a TFLOP 1e12 operations; what is 0 and may be so is left out."""
+    traffic = {"all_gather": 3 * 10**9, "reduce_scatter": 0, "all_reduce": 0, "host": 0}
+    peak = dict.fromkeys(PARTS, 0) | {"weights": 2 * 10**9}
+    table = render(Plan(2, 1, peak, 4 * 10**9, traffic, {"linear": 5 * 10**12}))
+    rows = dict(line.strip().split("  ", 1) for line in table.splitlines()[1:])
+    rows = {name: " ".join(value.split()) for name, value in rows.items()}
+    assert rows["peak on one rank"] == rows[PARTS["weights"]] == "2.000 GB"
+    assert rows["in the host's memory"] == "4.000 GB"
+    assert rows["sent by all-gather"] == "3.000 GB per step" and "reduce-scatter" not in table
+    assert rows["products: linear"] == "5.000 TFLOP per step"
+
+
 def test_the_model_is_left_as_it_is():
     model = make_model(SMALL, 3, torch.bfloat16)
     before = {name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()}

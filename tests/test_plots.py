@@ -110,6 +110,15 @@ def test_frontier_where_less_is_better() -> None:
     assert list(stairs.get_xdata()) == [-0.05, -0.1, -0.4, -0.5, -0.5]
 
 
+def test_frontier_staircase_is_sorted() -> None:
+    """Points stand by family; a staircase in that order would go back."""
+    data = frontier()
+    data["points"] = data["points"][::-1]
+    (axes,) = draw_frontier(data).axes
+    (stairs,) = [line for line in axes.get_lines() if line.get_drawstyle() == "steps-pre"]
+    assert list(stairs.get_xdata()) == [0.05, 0.1, 0.4, 0.5, 0.5]
+
+
 def test_frontier_fills_what_is_on_it_and_names_the_points() -> None:
     figure = draw_frontier(frontier())
     (axes,) = figure.axes
@@ -333,6 +342,23 @@ def test_from_results_folders_to_pictures(tmp_path, monkeypatch, capsys) -> None
         assert ">dpo<" in svg and ">spl<" in svg
     run(monkeypatch, "--kind", "frontier", "--results", str(one), "--out", f"{out}-frontier")
     assert len(capsys.readouterr().out.splitlines()) == len(list((tmp_path / "new").iterdir())) == 6
+
+
+def test_pictures_have_the_labels_and_the_metric_that_are_asked_for(tmp_path, monkeypatch) -> None:
+    """Four diagrams side by side are not too many."""
+    for name in "abcd":
+        values = dict.fromkeys(("pass@1/hard", "ece"), (0.1, 0, 0.2))
+        folder = write_summary(tmp_path / name, values)
+        (folder / "reliability.json").write_text(json.dumps(BINS))
+    drawn, names = [], ["DPO", "SPL", "tau 1", "tau 2"]
+    monkeypatch.setattr(plots, "save", lambda figure, out: drawn.append(figure) or [])
+    common = ["--results", *(str(tmp_path / name) for name in "abcd"), "--labels", *names]
+    run(monkeypatch, "--kind", "reliability", *common, "--out", "x")
+    run(monkeypatch, "--kind", "pass_at_k", "--metric", "pass@k/hard", *common, "--out", "x")
+    diagrams, curves = drawn
+    assert [axes.get_title().split("\n")[0] for axes in diagrams.axes[:4]] == names
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == names
+    assert curves.axes[0].get_ylabel() == "pass@k/hard (fraction of problems)"
 
 
 def test_a_frontier_that_is_none_is_named(tmp_path, monkeypatch) -> None:

@@ -52,8 +52,39 @@ def test_rates_and_ratios_by_hand():
     last = total_flop(CONFIG, STEPS[2:], 3, Layout())
     assert ours["share_of_bare"] == pytest.approx((last / 2.0) / (1000 / 0.5))
     assert trl["share_of_bare"] is None
+    assert ours["flop_per_s"] == pytest.approx(flop / 4)
     # rows: (3 + 2 + 1) + (1 + 7 + 1) and 15 + 15; padded, four of 8 and four of 11
     assert ours["rows_per_step"] == (15 + 30) / 2 and trl["rows_per_step"] == (32 + 44) / 2
+    # of ours meet the head 2 + 1 + 7 + 1 and 5 + 5 + 9 + 4; of trl's are no padding 19 and 37
+    assert ours["head_rows_per_step"] == (11 + 23) / 2
+    assert trl["tokens_per_s"] == pytest.approx((19 + 37) / 14)
+
+
+def test_the_order_of_the_turns_does_not_matter():
+    """The best rate of a product, 2e4, and the most memory, 300 bytes, may be of any turn."""
+    results = summarize(RUN, {name: some[::-1] for name, some in reversed(TURNS.items())})
+    assert results["ours"]["peak_flop_per_s"] == 2e4 and results["trl"]["peak_bytes"] == 300
+
+
+def test_each_step_counts_by_its_own_median():
+    """Steps of 1, 2, 6 s and of 5, 2, 1 s: 2 + 2 s for 4 pairs. The median of the sums is 6 s."""
+    some = [turn([9.0, *s], [0.7, 0.6, 0.5], **BARE) for s in ((1.0, 5.0), (2.0, 2.0), (6.0, 1.0))]
+    ours = summarize(RUN, {"ours": some})["ours"]
+    assert ours["pairs_per_s"] == 1.0
+    last = total_flop(CONFIG, STEPS[2:], 3, Layout())
+    assert ours["share_of_bare"] == pytest.approx((last / 2.0) / (1000 / 0.5))
+
+
+def test_units_of_what_is_printed():
+    """50 and 100 MiB; a step of `flop` operations in 0.5 us is 2 flop / 1e3 GFLOP/s."""
+    memory = {"weights": 50 * 2**20, "trained_state": 100 * 2**20}
+    flop = total_flop(CONFIG, STEPS[2:], 3, Layout())
+    run = Run(CONFIG, 3, [STEPS[0], STEPS[2]], "float32", "cpu")
+    one = turn([9.0, 5e-7], [0.7, 0.6], memory=memory, peak_bytes=150 * 2**20, **BARE)
+    results = summarize(run, {"ours": [one]})
+    cells = [cell.strip() for cell in table(results).splitlines()[2].split("|")]
+    assert "150" in cells and f"{flop / 500:.4g}" in cells
+    assert "ours, MiB at the peak: weights 50, trained state 100" in notes(results, {}, {})
 
 
 def test_factors_multiply_to_the_time():

@@ -191,6 +191,13 @@ def test_the_table_is_printed(compared, capsys):
     assert numbers[0] == "forward_kl" and float(numbers[3]) == round(compared[-3].entropy, 4)
 
 
+def test_each_number_has_its_column(capsys):
+    row = {"policy": "alpha 0.5", "beta": 0.25, "reward": 1.5, "entropy": 2.5, "least": -3.25}
+    print_comparison([row | {"tau": 1.125, "more_entropy": 0.0625, "divergence": 0.0625}])
+    *_, line = capsys.readouterr().out.replace("|", "").splitlines()
+    assert line.split() == "alpha 0.5 0.2500 1.5000 2.5000 -3.25 1.125 0.0625".split()
+
+
 # ------------------------------------------------------------------------------------------------
 # the statements, and wrong losses
 

@@ -15,6 +15,8 @@ from scipy.stats import norm
 from eval import theory_modes as module
 from eval.theory_modes import (
     ALPHAS,
+    DISTANCES,
+    Fit,
     best,
     closed_forms,
     cross_entropy,
@@ -153,6 +155,13 @@ def test_the_map_is_of_one_piece(pairs, capsys):
     row = next(line for line in lines if line.split()[:1] == ["2.5"])
     assert row.split()[1:-1] == ["S"] * 6 + ["C"] * 3 + ["C*"] * 2
     assert "  alpha 0.6  seeks, best   2.4888  0.7902   1.2113   1.1835      0.7379" in lines
+
+
+def test_each_distance_has_its_switch(capsys):
+    one = Fit(1.0, 2.5, 0.0, 1.0, 0.0, 0.0, 0.0)  # covers
+    print_map([(one, one)] * len(DISTANCES) * len(ALPHAS), {m: m / 10 for m in DISTANCES})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [(row[0], row[-1]) for row in rows] == [(f"{m}", f"{m / 10:.4f}") for m in DISTANCES]
 
 
 def test_what_stands_in_the_map():

@@ -178,3 +178,15 @@ def test_the_table(policies, capsys):
         assert (row["token_temperature"] > 1) == (row["tau"] > 1)
     print_comparison(rows)
     assert "most favoured by tokens: [" in capsys.readouterr().out
+
+
+def test_each_number_has_its_column(capsys):
+    one = {"tokens": [0, 1], "dpo": 0.1, "sequence_temperature": 0.2, "token_temperature": 0.3}
+    row = {"tau": 0.5, "entropy": 1.25, "distance_spl": 0.0625, "token_temperature": 1.5}
+    row |= {"distance_tokens": 0.125, "price_nats": 0.75, "correlation_uncertainty": -0.5}
+    print_comparison([row | {"effective_share": 0.375, "sequences": [one, one | {"dpo": 0.4}]}])
+    *_, numbers, favoured, neglected = capsys.readouterr().out.replace("|", "").splitlines()
+    expected = "0.5 1.250 0.0625 1.500 0.1250 0.7500 -0.50 0.375"
+    assert numbers.split() == expected.split()
+    assert favoured.strip() == "most favoured by tokens: [0, 1], 0.3000 for 0.2000; DPO 0.1000"
+    assert neglected.strip() == "most neglected by tokens: [0, 1], 0.3000 for 0.2000; DPO 0.4000"

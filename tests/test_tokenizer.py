@@ -436,6 +436,15 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "notes.txt")
 
 
+def test_the_largest_id_is_that_of_an_int32(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "unk_token": "a"}
+    write_json(tmp_path / "tokenizer.json", {"model": model | {"vocab": {"a": 0, "b": 2**31 - 1}}})
+    assert load_tokenizer(tmp_path).vocab_size == 2**31
+    write_json(tmp_path / "tokenizer.json", {"model": model | {"vocab": {"a": 0, "b": 2**31}}})
+    with pytest.raises(ValueError, match="expected ids from 0 to 2147483647, got 2 tokens with"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokenizer_json_stands_in_for_a_tiktoken_file(smollm2_dir: Path, tmp_path: Path) -> None:
     """As in Llama 3: tokenizer.model is something else, tokenizer.json is used."""
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")

@@ -197,6 +197,10 @@ def test_metrics_by_hand():
     assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
+def test_a_single_category_is_not_reported_apart():
+    assert not any(name.startswith("win_rate/") for name in values_of(items_of(("B>A", "A>B"))))
+
+
 def test_weights_are_those_of_arena_hard():
     """Its rows, a game with >> three times, and their mean, on all 25 pairs of verdicts."""
     pairs = [(first, second) for first in VERDICTS for second in VERDICTS]
@@ -322,6 +326,20 @@ def test_malformed_verdicts_leave_their_prompt_out(monkeypatch, tmp_path, files)
     items = rows_of(tmp_path / "out" / "items.jsonl")
     assert [item["known"] for item in items] == [True, False, False, True, True]
     assert [item["uid"] for item in items] == [f"u{i}" for i in range(5)]
+
+
+def test_a_later_completion_plays_against_the_baseline_s_first(monkeypatch, tmp_path):
+    rows = [{"index": 0, "completions": ["a", "bb"]}]
+    flags = {
+        "data": write_jsonl(tmp_path / "q.jsonl", [{"prompt": "p"}]),
+        "samples": write_jsonl(tmp_path / "ours.jsonl", rows),
+        "baseline_answers": write_answers(tmp_path / "theirs.jsonl", ["ccc"]),
+        "judgements": write_jsonl(
+            tmp_path / "said.jsonl", [{"index": i, "text": "[[A=B]]"} for i in (0, 1)]
+        ),
+    }
+    values = run(monkeypatch, tmp_path / "out", completion="1", **flags)
+    assert (values["bytes/policy"], values["bytes/opponent"]) == (2, 3)
 
 
 def test_settings_say_what_was_judged_and_by_whom(monkeypatch, tmp_path, files):
