@@ -22,7 +22,7 @@ from eval.mmlu import ask, metric_values, score
 from eval.speed import begin_peak, peak_bytes, pin_threads
 from model.adapter import load_policy
 from model.checkpoint import DTYPES
-from model.run import keep_freed_memory, run_main
+from model.run import run_main
 
 Job = dict[str, Any]
 
@@ -57,7 +57,6 @@ def run_engine(job: Job) -> dict[str, Any]:
 
 
 def prepare_ours(job: Job, folder: Path) -> Callable[[], list[list[float]]]:
-    keep_freed_memory(job["device"])
     model = load_policy(job["model"], None, DTYPES[job["dtype"]], job["device"])
     tokenizer = load_tokenizer(job["model"])
     chat_format, _ = detect_chat_format(job["model"], tokenizer, "none")

@@ -23,7 +23,7 @@ from model.cache import PAGE, ROWS, round_up
 from model.checkpoint import DTYPES, load_model
 from model.generate import generate
 from model.linear import packed_linears
-from model.run import keep_freed_memory, run_main
+from model.run import run_main
 from model.sampling import completion_seeds
 from model.transformer import Transformer
 
@@ -70,7 +70,6 @@ def run_variant(job: Job) -> dict[str, Any]:
 
 
 def load_ours(job: Job) -> Transformer:
-    keep_freed_memory(job["device"])
     return load_model(job["model"], DTYPES[job["dtype"]], job["device"])
 
 

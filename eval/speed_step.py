@@ -29,7 +29,7 @@ from model.logps import WORKSPACE_BYTES, chunks
 from model.lora import add_lora
 from model.objective import objective_loss
 from model.reference import reference_logps
-from model.run import keep_freed_memory, run_main
+from model.run import run_main
 from model.transformer import Transformer
 
 MAX_GRAD_NORM = 1.0
@@ -152,8 +152,6 @@ def meet_whole_head(batch: PairBatch) -> PairBatch:
 
 def run_ours(config: SpeedStepConfig, steps: list[list[TokenPair]]) -> dict[str, Any]:
     device, dtype, layout = config.device, DTYPES[config.dtype], LAYOUTS[config.variant]
-    if config.variant != "no_reuse":
-        keep_freed_memory(device)
     model = build_policy(config, dtype, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=True)

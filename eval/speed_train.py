@@ -9,7 +9,6 @@
     no_packing  every completion with its prompt in a row of its own, padded to the longest
     no_sharing  packed, but each completion with its own copy of the prompt
     whole_head  all rows at the head
-    no_reuse    ours with freed memory given back to the system, as the C library does by itself
     all_off     padded, not shared, all rows at the head: a peer's layout on our code
     cached      the reference's log-probabilities are there before the step
     bfloat16    ours in bfloat16

@@ -43,7 +43,6 @@ LAYOUTS = {
     "no_packing": Layout(share=False, pad=True),
     "no_sharing": Layout(share=False),
     "whole_head": Layout(whole_head=True),
-    "no_reuse": Layout(),
     "all_off": PEER,
     "cached": Layout(cached=True),
     "bfloat16": Layout(),

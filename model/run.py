@@ -1,6 +1,5 @@
 """What a run starts from and how it ends: ranks, device, run folder, memory, errors, Ctrl-C."""
 
-import ctypes
 import fcntl
 import json
 import os
@@ -33,7 +32,6 @@ from model.parallel import (
 )
 
 PACKAGES = ("torch", "numpy", "sentencepiece", "safetensors")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def run_main(
@@ -84,10 +82,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dtype]:
-    """The device and the dtype of a run; a choice left to us is printed with its reason.
-
-    On a CPU the process keeps its freed memory from here on, see `keep_freed_memory`.
-    """
+    """The device and the dtype of a run; a choice left to us is printed with its reason."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         reason = "a GPU is there" if device == "cuda" else "torch sees no GPU"
@@ -100,24 +95,10 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, torch.dty
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device} cannot be used: {reason}") from None
-    keep_freed_memory(device)
     if dtype is None:
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
         print(f"dtype: {dtype} (the default on {device})")
     return device, DTYPES[dtype]
-
-
-def keep_freed_memory(device: str) -> None:
-    """On a CPU, memory that is freed waits for the next tensor; the process holds its peak.
-
-    A step makes and frees thousands of tensors of some megabytes. glibc would fetch each from the
-    system and give it back, and the system clears every page first, which can take a tenth of the
-    time. Nothing changes on CUDA, whose allocator keeps its own, and with another C library.
-    """
-    libc = ctypes.CDLL(None)
-    if torch.device(device).type == "cpu" and hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def one_gpu(index: int) -> dict[str, str]:

@@ -3,11 +3,9 @@
 pytest tests/test_run.py
 """
 
-import ctypes
 import os
 import resource
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -15,19 +13,6 @@ import pytest
 import torch
 
 from model.run import Interrupt, choose_device, peak_memory_gb, run_main
-from tests.conftest import ROOT
-
-PAGES_FETCHED = """
-import resource, torch
-from model.run import choose_device
-{first}
-pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-fill = lambda: torch.empty(2**24).fill_(1)  # 64 MiB, made and freed
-[fill() for _ in range(10)]
-before = pages()
-[fill() for _ in range(5)]
-print(pages() - before)
-"""
 
 
 def test_choices_are_printed_and_impossible_devices_refused(capsys):
@@ -38,18 +23,6 @@ def test_choices_are_printed_and_impossible_devices_refused(capsys):
     for device in ("abacus", "meta"):
         with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
             choose_device(device, None)
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
-def test_on_a_cpu_freed_memory_is_used_again():
-    fetched = {}
-    for first in ("", "choose_device('cpu', 'float32')"):
-        command = [sys.executable, "-c", PAGES_FETCHED.format(first=first)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        fetched[first] = int(done.stdout)
-    usual, kept = fetched.values()
-    assert usual >= 5 * 32 and kept < usual / 10  # 16384 pages each, or 32 of 2 MiB
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_layouts_by_hand():
     """Rows in the blocks and at the head, and whether the reference is there before the step."""
     found = {name: count_rows([PAIR], layout) for name, layout in LAYOUTS.items()}
     rows = {name: (count.blocks, count.head) for name, count in found.items()}
-    alike = ("ours", "cached", "no_reuse", "bfloat16", "compiled")
+    alike = ("ours", "cached", "bfloat16", "compiled")
     assert {rows[name] for name in alike} == {(6, 3)}
     assert (rows["no_sharing"], rows["no_packing"], rows["whole_head"]) == ((9, 3), (10, 3), (6, 7))
     assert rows["all_off"] == rows["trl"] == rows["trl_cached"] == (10, 10)
