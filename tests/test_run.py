@@ -3,7 +3,6 @@
 pytest tests/test_run.py
 """
 
-import os
 import resource
 import signal
 import sys
@@ -57,12 +56,14 @@ def test_peak_memory_is_in_the_units_of_the_system(monkeypatch, platform, gb):
 
 
 def test_the_second_ctrl_c_stops_at_once(capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupt = Interrupt()
     try:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread: os.kill may choose another, and later
         assert interrupt.asked == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     finally:
         interrupt.restore()
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err.count("finishing this step, then saving") == 1
