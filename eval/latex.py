@@ -361,11 +361,11 @@ def value_of(text: str, depth: int) -> Canonical:
     opening, inside, closing = found
     if opening == SET[0]:
         return set_of(value_of(part, depth - 1) for part in elements(inside))
-    inside = elements(inside) if ";" in inside else split_top(inside, ",")  # 0, 1,000 or 1,234
-    parts = [value_of(part, depth - 1) for part in inside]
-    if len(parts) == 1 and (opening, closing) == ("(", ")"):
-        return parts[0]  # a multiple choice (A), or a number in brackets
-    return (opening, *parts, closing)
+    parts = elements(inside) if ";" in inside else split_top(inside, ",")  # 0; 1,000 and 1,234
+    values = [value_of(part, depth - 1) for part in parts]
+    if len(values) == 1 and (opening, closing) == ("(", ")"):
+        return values[0]  # a multiple choice (A), or a number in brackets
+    return (opening, *values, closing)
 
 
 def set_of(elements: Iterable[Canonical]) -> Canonical:
