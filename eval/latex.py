@@ -32,7 +32,7 @@ FINAL = re.compile(r"final answer is(.*?)(?:\. I hope it is correct|\n|\Z)", re.
 ANSWER = re.compile(r"\banswer\W{0,6}(?:is\b|:|=)((?:(?!\banswer\b).)*)", re.IGNORECASE)
 HEADING = re.compile(r"^[^\w\n]*(?:final )?answer[^\w\n]*()$", re.IGNORECASE | re.MULTILINE)
 NEXT_LINE = re.compile(r"\n\s*(.*)")
-STOP = r"(?<!\b[A-Z][a-z])(?<!\bMrs)\.(?=\s+[A-Z])"  # of a sentence, and not of Dr. Smith
+STOP = r"(?<!\b[A-Z][a-z])(?<!\bMrs)\.(?=\s+[(\['*]*[A-Z])"  # of a sentence, and not of Dr. Smith
 REASON = re.compile(rf"{STOP}|,\s+(?:as|because|for|since|so|where|which)\b")
 ASIDE = re.compile(  # behind a plain answer: 7 (with $a=2$), 12 for all $n$
     r"(?<=[0-9])\.(?=\s)|\s+\((?=[a-z]{2})"
@@ -41,6 +41,7 @@ ASIDE = re.compile(  # behind a plain answer: 7 (with $a=2$), 12 for all $n$
 INSIDE = r"((?:[^$\\]|\\[^(\[]){1,500}?)"  # of maths: \$ is a dollar, and \( a new beginning
 MATHS = re.compile(rf"(?<!\\)(?:\$\${INSIDE}\$\$|\${INSIDE}\$|\\\({INSIDE}\\\)|\\\[{INSIDE}\\\])")
 JOINT = re.compile(r"\s*,?\s*(?:(?:and|or)\b)?\s*")  # between two answers
+BOLD = re.compile(r"(?<!\w)\*\*(?=\S)(.{1,200}?)(?<=\S)\*\*(?!\w)")  # **12**, and not 2**3
 WORD = re.compile(r"\w")
 LETTERS = re.compile(r"[^\W\d_]{2}")
 
@@ -133,7 +134,7 @@ def before_reason(sentence: str) -> str:
 
     A half-open interval, [1, 2), is closed.
     """
-    cut = REASON.split(sentence, maxsplit=1)[0]
+    cut = REASON.split(sentence, maxsplit=1)[0].rstrip("*")
     pairs = (("([", ")]"), ("{", "}"))
     closed = all(sum(map(cut.count, one)) == sum(map(cut.count, two)) for one, two in pairs)
     return cut if closed and WORD.search(cut) else sentence
@@ -151,7 +152,7 @@ def extract_answer(text: str) -> tuple[str | None, str | None]:
     if (boxed := last_boxed(text)) is not None:
         return boxed, "boxed"
     for rule, pattern in (("final answer", FINAL), ("answer", ANSWER), ("answer", HEADING)):
-        answer = last_match(pattern, text).lstrip("*:,; ").rstrip("*:. ")
+        answer = BOLD.sub(r"\1", last_match(pattern, text)).lstrip("*:,; ").rstrip("*:. ")
         if WORD.search(answer):
             return stated_answer(answer), rule
     answer = last_match(MATHS, text)

@@ -49,6 +49,12 @@ from eval.latex import canonical, compare, extract_answer, last_boxed, normalize
         (r"\boxed{42} is it. To check: \boxed{4", "42", "boxed"),
         (r"\boxed{\frac{1}{2}, so \boxed{4", None, None),
         ("The answer is 12. This follows from 3 steps.", "12", "answer"),
+        ("The answer is 12. (See above.)", "12", "answer"),
+        ("The answer is 12. **Check:** 3 * 4 = 12.", "12", "answer"),
+        ("The answer is **12**. This holds.", "12", "answer"),
+        ("**Answer: 12**. This holds.", "12", "answer"),
+        ("The answer is **12** and **13**.", "12 and 13", "answer"),
+        ("The answer is 2**3 or 3**2.", "2**3 or 3**2", "answer"),  # powers
         ("The final answer is 3.5. I hope it's correct.", "3.5", "final answer"),
         ("So the answer is x + 1, since 3*4 = 12.", "x + 1", "answer"),
         ("The answer is 3, 4 and 5, which are all.", "3, 4 and 5", "answer"),
@@ -259,6 +265,7 @@ HOSTILE = [
 ]
 HOSTILE += ["answer is\n", "answer\n", "\n*", "answer is 9 for ", r"\boxed{}"]
 HOSTILE += ["^", "_{", r"\sqrt", r"^\frac", r"\(", r"\[", "$$a"]
+HOSTILE += [pytest.param("answer is" + " **a" * 24_900, id="bold")]
 HOSTILE += ["answer is $", r"\text{", r"\left(", "1/", "9", r"\cup", "x=", "5cm", "and "]
 
 
