@@ -19,7 +19,16 @@ from textwrap import indent
 import pytest
 
 from data.rows import read_rows
-from eval.humaneval import build_program, check_row, count_cores, metric_values, score_problem
+from eval import humaneval
+from eval.humaneval import (
+    HumanEvalConfig,
+    build_program,
+    check_flags,
+    check_row,
+    count_cores,
+    metric_values,
+    score_problem,
+)
 from eval.sandbox import Sandbox, open_sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +73,8 @@ def sandbox() -> Sandbox:
         (f"```\n{BODY}```", "chat", PROMPT + BODY),
         (f"```bash\nls\n```\nthen\n```py\n{WHOLE}```", "chat", HELPERS + WHOLE),
         (f"```python\n{WHOLE}```\n```python\narea(1)\n```", "chat", HELPERS + WHOLE),
+        (f"```python\n{WHOLE}```\n```python\ndef area(r): ...\n```", "chat", HELPERS + WHOLE),
+        (f"```\n{BODY}```\nas in\n```\narea(1)\n```", "chat", PROMPT + BODY),
         (f"```python\n{WHOLE}", "chat", HELPERS + WHOLE),  # cut off
         (f"1. So:\n\n   ```python\n{indent(WHOLE, '   ')}   ```", "chat", HELPERS + WHOLE),
         (f"- so\n  ```\n{indent(BODY, '  ')}  ```", "chat", PROMPT + BODY),
@@ -151,6 +162,35 @@ def test_a_mini_row_compares_with_the_canonical_solution(
 ) -> None:
     problem = check_row({**MINI, "base_input": [[1]], "plus_input": [[2.5]], "atol": 0}, "x:1")
     assert score_problem(problem, [body], "raw", sandbox)["correct"] == [correct]
+
+
+@pytest.mark.parametrize(
+    ("error", "atol", "correct"),
+    [("1e-3", 0, True), ("1e-2", 0, False), ("1e-2", 0.1, True)],
+)
+def test_a_mini_row_takes_large_floats_in_proportion(
+    sandbox: Sandbox, error: str, atol: float, correct: bool
+) -> None:
+    """A relative 1e-7 of 31416 is 3e-3."""
+    problem = check_row({**MINI, "base_input": [[100]], "plus_input": [], "atol": atol}, "x:1")
+    item = score_problem(problem, [f"    return math.pi * r * r + {error}"], "raw", sandbox)
+    assert item["correct"] == [correct]
+
+
+ZERO = {
+    "task_id": "HumanEval/32",
+    "prompt": "def poly(xs, x):\n    return xs[0] + xs[1] * x\n\n\ndef find_zero(xs):\n",
+    "entry_point": "find_zero",
+    "canonical_solution": "    return -xs[0] / xs[1]\n",
+}
+
+
+@pytest.mark.parametrize(("value", "correct"), [("-2", True), ("-3", False), ("-1", False)])
+def test_a_zero_has_no_value_on_either_side(sandbox: Sandbox, value: str, correct: bool) -> None:
+    """2 + x at -3 is -1, at -1 it is 1."""
+    problem = check_row({**ZERO, "base_input": [[[2, 1]]], "plus_input": [], "atol": 1e-4}, "x:1")
+    item = score_problem(problem, [f"    return {value}\n"], "raw", sandbox)
+    assert item["correct"] == [correct]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +300,7 @@ def test_the_source_s_smoke_test(shared_data: Path, tmp_path: Path) -> None:
     assert metrics["timeout"] == pytest.approx(1 / 6)
     item = json.loads((out / "items.jsonl").read_text())
     assert item["reasons"] == ["exception", "timeout", "exception", "passed", "passed", "passed"]
+    assert item["details"][1] == "more than 3 s"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +325,35 @@ def test_samples_are_cut_at_the_stops_of_a_raw_prompt(
     assert done.returncode == 0, done.stderr
     item = json.loads((tmp_path / "out" / "items.jsonl").read_text())
     assert item["correct"] == [correct]
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+def test_what_the_flags_make_of_a_run(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A raw prompt and its stops, lm-eval's; or a request, whose reply is not cut."""
+    data, tasks, limits = tmp_path / "data.jsonl", [], []
+    data.write_text(json.dumps(PROBLEM) + "\n")
+    monkeypatch.setattr(humaneval, "open_sandbox", lambda *given: limits.append(given))
+    monkeypatch.setattr(humaneval, "run_benchmark", lambda _, task: tasks.append(task))
+    flags = ["--time_limit", "7.5", "--memory_limit_mb", "99", "--workers", "3", *CONSENT]
+    flags += ["--data", str(data), "--prompt_style", style, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["humaneval", *flags])
+    humaneval.main()
+    (task,) = tasks
+    assert limits == [(7.5, 99)] and task.workers == 3
+    if style == "raw":
+        assert task.prompts == [PROMPT]
+        assert task.stop == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    else:
+        assert task.prompts[0].endswith(f"```python\n{PROMPT}\n```\n") and task.stop == ()
+
+
+@pytest.mark.parametrize(("flag", "least"), [("time_limit", 0.1), ("memory_limit_mb", 64)])
+def test_limits_have_a_least(flag: str, least: float) -> None:
+    check_flags(HumanEvalConfig(allow_code_execution=True, **{flag: least}))
+    with pytest.raises(ValueError, match=f"--{flag} expects {least} or more, got {least / 2}"):
+        check_flags(HumanEvalConfig(allow_code_execution=True, **{flag: least / 2}))
 
 
 @pytest.mark.parametrize(

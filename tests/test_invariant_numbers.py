@@ -8,7 +8,9 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,9 +19,26 @@ from torch import Tensor
 import data.packing
 import model.objective
 import model.transformer
-from data.packing import PairBatch
+from data.packing import PairBatch, pack_pairs
+from data.pairs import TokenPair
 from eval import invariant_numbers
-from eval.invariant_numbers import Objective, closed_form, computing_in, logratios, nudged, relative
+from eval.invariant_numbers import (
+    FirstStep,
+    Objective,
+    closed_form,
+    computing_in,
+    end_is_known,
+    finite_numbers,
+    logratios,
+    loss_at_step_0,
+    margin_at_step_0,
+    nudged,
+    policy_is_reference,
+    relative,
+    sums,
+    texts_are_known,
+    trained_rows,
+)
 from model.lora import add_lora, lora_layers
 from tests.test_invariants import TINY, check, not_passed, small
 from tests.test_lora import small_model
@@ -29,6 +48,7 @@ TERMS = model.objective.preference_terms
 REFERENCE = invariant_numbers.reference_logps
 SUMS = PairBatch.sum_by_sequence
 PACK = data.packing.pack_pairs
+LOGPS = invariant_numbers.packed_logps
 
 
 def scaled_reference(factor: float) -> Callable:
@@ -111,6 +131,18 @@ SABOTAGES = {  # patches, flags, what does not pass, what is to be mended
         {"sums in float32": "fail"},
         "the sums over tokens are rounded",
     ),
+    "float64 that is none": (
+        ((invariant_numbers, "packed_logps", lambda *args: LOGPS(*args) * (1 + 1e-7)),),
+        {},
+        {"packed is plain": "fail"},
+        "the packed row gives other log-probabilities than plain rows",
+    ),
+    "a margin of a millionth too much": (
+        terms_with(lambda margins: margins + 1e-6),
+        {"objective": "dpo"},
+        {"swap turns the sign": "fail"},
+        "exchanging chosen and rejected does more or less than turn the margin's sign",
+    ),
     "positions twice as far": (
         packed_with(lambda batch: 2 * batch.positions),
         {},
@@ -190,6 +222,76 @@ def test_an_end_of_turn_that_the_model_does_not_use(tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------
 # the parts
+
+ONE = np.ones(1, np.int32)
+MODEL = SimpleNamespace(config=SimpleNamespace(vocab_size=100))  # log 1/V is -4.605
+PAIRS = [TokenPair(ONE, ONE, ONE, f"x:{i}") for i in range(3)]
+
+
+def step_of(ids: list[int], logps: list[float], reference: list[float] | None = None) -> FirstStep:
+    """Of pairs whose completions are one token each; the numbers are chosen first."""
+    batch, policy = pack_pairs([PAIRS[i] for i in ids], ids), torch.tensor(logps)
+    tokens = policy.view(2, -1).T.flatten()
+    others = policy if reference is None else torch.tensor(reference)
+    return FirstStep(batch, tokens, torch.ones(len(logps)), policy, others)
+
+
+def test_a_number_that_is_not_finite_is_traced_to_its_pair():
+    """The rejected completion of the second pair of the first micro-batch: pair 0 of the data."""
+    steps = [step_of([2, 0], [-1, -1, -1, -math.inf]), step_of([1], [-1, -1])]
+    finding = finite_numbers(steps, PAIRS)
+    assert finding.found == "1 of 3 pairs without" and finding.mend.startswith("x:0: no finite")
+
+
+def test_a_difference_is_the_largest_of_all_steps():
+    steps = [step_of([2, 0], [-1, -1, -1, -1], [-1, -1, -1, -1.5]), step_of([1], [-1, -1])]
+    finding = policy_is_reference(steps, PAIRS)
+    assert finding.found == "1 of 3 pairs differ"
+    assert finding.mend.startswith("x:0: policy and reference differ by up to 5.0e-01 nats")
+
+
+def test_known_texts_have_more_than_three_quarters_of_chance():
+    """3/4 of log 1/100 is -3.454: on the mean of all micro-batches, -3.5 in the first case."""
+    for last, verdict in ((-4.0, "fail"), (-3.8, "pass")):
+        steps = [step_of([0], [-3.0, -3.0]), step_of([1], [last, last])]
+        assert texts_are_known(MODEL, steps).verdict == verdict
+        end = end_is_known(MODEL, steps, 1)
+        assert end.verdict == verdict.replace("fail", "note")
+        assert end_is_known(MODEL, steps, 2).verdict == "pass"  # all are cut
+
+
+def test_one_loss_that_is_not_its_formula_is_enough():
+    """A margin of 0.1 * 0.02 in one pair of two: its loss is 0.001 less than log 2."""
+    steps = [step_of([0, 1], [-1.0, -1.0, -2.0, -2.0], [-1.0, -1.02, -2.0, -2.0])]
+    assert loss_at_step_0(steps, Objective("dpo", None, 0.1)).verdict == "fail"
+    steps = [step_of([0, 1], [-1.0, -1.0, -2.0, -2.0])]
+    assert loss_at_step_0(steps, Objective("dpo", None, 0.1)).verdict == "pass"
+
+
+def test_margins_saturate_on_both_sides():
+    """Beyond 20 or -20, in more than half of the pairs."""
+    for margins, verdict in (((-25, 25, 5), "note"), ((-25, 19, 5), "pass"), ((25, 5), "pass")):
+        count = len(margins)
+        steps = [step_of(list(range(count)), [*map(float, margins)] + [0.0] * count,
+                         [0.0] * 2 * count)]  # fmt: skip
+        assert margin_at_step_0(steps, Objective("dpo", None, 1.0)).verdict == verdict
+    h_dpo = margin_at_step_0(steps, Objective("h_dpo", 3.0, 0.5))
+    assert "at tau = 3: such" in h_dpo.mend and "nearer to 1, a smaller --beta" in h_dpo.mend
+
+
+def test_sums_are_compared_in_every_micro_batch():
+    wrong, right = step_of([0], [-1.0, -1.0]), step_of([1], [-1.0, -1.0])
+    wrong = dataclasses.replace(wrong, policy=torch.tensor([-1.0, -1.01]))
+    assert sums([wrong, right]).verdict == "fail" and sums([right]).verdict == "pass"
+
+
+def test_rows_below_a_tenth_of_the_median_were_never_trained():
+    """Norms 1, 1, 1, 0.09 and 0.11."""
+    norms = torch.tensor([1.0, 1.0, 1.0, 0.09, 0.11])
+    model = SimpleNamespace(embed_tokens=SimpleNamespace(weight=norms.diag()))
+    finding = trained_rows(model, [0, 3, 4])
+    assert finding.verdict == "note" and finding.found == "1 of 3 rows are not"
+    assert finding.mend.startswith("token 3: its embedding")
 
 
 def test_closed_forms_by_hand():

@@ -6,7 +6,8 @@ pytest tests/test_invariant_texts.py
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,18 @@ import data.chat
 import data.pairs
 from data.pairs import TokenPair
 from data.tokenizer import SentencePieceTokenizer
-from eval.invariant_texts import spread
+from eval.invariant_texts import (
+    boundary,
+    end_of_turn,
+    markup,
+    not_empty,
+    one_bos,
+    round_trip,
+    spread,
+    truncation,
+    vocabulary,
+)
+from eval.invariants import load_texts
 from tests.test_invariants import TINY, check, not_passed, small, sums_of, write
 
 ENCODE, TRUNCATE = data.chat.encode_completions, data.pairs.truncate
@@ -252,3 +264,66 @@ def test_spread_takes_them_evenly():
     pairs = [TokenPair(none, none, none, str(i)) for i in range(10)]
     assert [pair.source for pair in spread(pairs, 4)] == ["0", "3", "6", "9"]
     assert spread(pairs, 20) == pairs and spread(pairs, 1) == pairs[:1]
+
+
+def ids(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int32)
+
+
+def test_the_largest_id_of_a_pair_may_be_anywhere():
+    """10 rows have the ids 0 to 9."""
+    for place in range(3):
+        parts = [ids(1), ids(2), ids(3)]
+        for id, verdict in ((9, "pass"), (10, "fail")):
+            parts[place] = ids(id)
+            pairs = [TokenPair(*parts, "x:1"), TokenPair(ids(1), ids(2), ids(3), "x:2")]
+            finding = vocabulary(SimpleNamespace(tokens=pairs, vocab_size=10))
+            assert finding.verdict == verdict
+    pairs.append(TokenPair(ids(99), ids(2), ids(3), "x:3"))
+    finding = vocabulary(SimpleNamespace(tokens=pairs, vocab_size=10))
+    assert finding.mend.startswith("x:1: id 10, but the model has 10 rows")
+
+
+def test_what_is_wrong_with_one_completion_of_a_pair_is_enough(tmp_path):
+    """BOS, no text, markup, and no end of turn, in the rejected one alone."""
+    texts = load_texts(small(tmp_path))
+    pair = texts.tokens[0]
+    odd = [ids(1, *pair.rejected_ids), ids(2), ids(*pair.rejected_ids[:-1])]
+    with_bos, empty, endless = (
+        replace(texts, tokens=[TokenPair(pair.prompt_ids, pair.chosen_ids, one, pair.source)])
+        for one in odd
+    )
+    assert one_bos(with_bos).found == "1 of 1 pairs have another count"
+    assert not_empty(empty).found == "1 of 2 empty"
+    assert end_of_turn(endless).found == "1 of 2 completions end wrong"
+    for row in ({"rejected": "2</s>"}, {"prompt": "1 + 1</s>?"}):
+        some = load_texts(small(tmp_path, edited(0, **row)))
+        assert markup(some).found == "1 of 12 pairs spell it"
+
+
+def test_a_completion_that_just_fits_has_its_end(tmp_path):
+    """max_length is what the longer pair takes, to the token; with one less it is cut."""
+    texts = load_texts(small(tmp_path, sums_of(1)))
+    (pair,) = texts.tokens
+    longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+    for length, cut in ((longest, 0), (longest - 1, 2)):
+        flags = {"max_length": length, "max_prompt_length": length - 1}
+        some = load_texts(small(tmp_path, sums_of(1), **flags))
+        assert end_of_turn(some).verdict == "pass"
+        assert truncation(some).found == f"{cut} of 2 cut"
+
+
+def test_the_special_tokens_of_a_prompt_are_those_that_are_rendered(tmp_path):
+    """A decoder leaves them out: an end of turn (2) in the prompt does not show in the text."""
+    texts = load_texts(small(tmp_path, sums_of(3)))
+    first, *others = texts.tokens
+    spelled = replace(first, prompt_ids=np.append(first.prompt_ids, np.int32(2)))
+    finding = round_trip(texts, [spelled, *others])
+    assert finding.found == "1 of 3 pairs differ" and finding.verdict == "note"
+    assert round_trip(texts, [spelled]).verdict == "fail"  # most of them
+
+
+def test_both_replies_are_looked_at_across_the_boundary(tmp_path):
+    row = {"prompt": "Ben has 9 bo", "chosen": "12", "rejected": "oks. How many books is that?"}
+    texts = load_texts(small(tmp_path, [row], chat_format="none"))
+    assert boundary(texts, texts.tokens).found == "1 of 2 replies would merge"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from eval.invariants import CheckConfig, build_policy, check_run
+from eval.invariants import CheckConfig, build_policy, check_run, load_texts
 from model.adapter import save_adapter
 from model.lora import add_lora
 from tests.conftest import ROOT
@@ -133,6 +133,27 @@ def test_the_policy_is_that_of_training(kind, tmp_path):
         assert one.dtype == other.dtype and torch.equal(one, other), name
 
 
+def test_the_texts_are_those_of_training(tmp_path):
+    """1024 tokens are asked for, and the model has 256 positions; the tokenizer may lie elsewhere;
+    of data that is not the embedded nothing is held out."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(TINY / "config.json", folder)
+    texts = load_texts(small(tmp_path, model=str(folder), tokenizer=str(TINY)))
+    assert (texts.max_length, texts.max_prompt_length) == (256, 128)
+    assert texts.held_out == [] and len(texts.tokens) == 12
+
+
+def test_the_loss_has_the_smoothing_that_is_asked_for(tmp_path, capsys):
+    """(1 - eps) log(1 + e^-m) + eps log(1 + e^m) is linear in eps."""
+    losses = []
+    for smoothing in (0.0, 0.2, 0.4):
+        text = check(small(tmp_path, alpha=0.3, label_smoothing=smoothing), capsys)[2]
+        losses.append(float(text.partition("loss at step 0")[2].split()[0]))
+    assert losses[0] - losses[1] == pytest.approx(losses[1] - losses[2], abs=2e-6)
+    assert abs(losses[0] - losses[1]) > 0.01
+
+
 # ------------------------------------------------------------------------------------------------
 # what cannot be read or cannot be meant
 
@@ -148,6 +169,10 @@ def test_the_policy_is_that_of_training(kind, tmp_path):
         ({"objective": "ipo", "label_smoothing": 0.1}, "no meaning for ipo"),
         ({"chat_format": "alpaca"}, "--chat_format expects one of auto, zephyr"),
         ({"lora_rank": -1}, "--lora_rank expects 0 or more"),
+        ({"label_smoothing": 0.5}, r"--label_smoothing expects a share in \[0, 0.5\), got 0.5"),
+        ({"beta": 0.0}, "--beta expects a number above 0, got 0.0"),
+        ({"max_prompt_length": 0}, "--max_prompt_length expects 1 or more, got 0"),
+        ({"micro_batch_tokens": 0}, "--micro_batch_tokens expects 1 or more, got 0"),
     ],
 )
 def test_contradictions_stop_before_any_file_is_read(flags, message):

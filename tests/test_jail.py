@@ -128,7 +128,7 @@ def test_numbers_are_read_as_python_reads_them(text: str) -> None:
 def test_a_million_integers_take_little_of_the_time_limit() -> None:
     text = to_literal(("value", list(range(10**6))))
     start = time.process_time()
-    assert from_literal(text)[1][-1] == 10**6 - 1
+    assert receive(BytesIO(text.encode() + b"\n"))[1][-1] == 10**6 - 1
     assert time.process_time() - start < 1.5
 
 
@@ -201,3 +201,26 @@ def test_an_assertion_shows_the_call_and_its_value() -> None:
     tests = "def check(candidate):\n    assert candidate(5) == 3.5"
     verdict = check({**JOB, "tests": tests}, BytesIO(), answers)
     assert verdict == ("assertion", "called with (5), got 3.0")
+
+
+def test_tests_that_stumble_show_the_call() -> None:
+    answers = BytesIO(b"('value', None)\n('value', 3.0)\n")
+    tests = "def check(candidate):\n    candidate(4) + 'a'"
+    reason, detail = check({**JOB, "tests": tests}, BytesIO(), answers)
+    assert reason == "exception" and detail.startswith("called with (4), in the tests: TypeError: ")
+
+
+def test_long_arguments_leave_room_for_the_value() -> None:
+    """100 characters of them, and 200 in all."""
+    tests = "def check(candidate):\n    assert candidate('a' * 999) == 3.5"
+    shown = f"called with ('{'a' * 99}), got "
+    for value, seen in (("3.0", "3.0"), (repr("b" * 999), f"'{'b' * (199 - len(shown))}")):
+        answers = BytesIO(f"('value', None)\n('value', {value})\n".encode())
+        assert check({**JOB, "tests": tests}, BytesIO(), answers) == ("assertion", shown + seen)
+
+
+def test_a_long_complaint_is_cut() -> None:
+    with pytest.raises(Failure) as failure:
+        call(b"('exception', '" + b"x" * 999 + b"')\n")
+    start = "called with (1, 'a'): "
+    assert failure.value.verdict == ("exception", start + "x" * (200 - len(start)))

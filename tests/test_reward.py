@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -27,7 +28,7 @@ from data.packing import pack_pairs, step_indices
 from data.pairs import TokenPair, read_pairs
 from data.tokenizer import load_tokenizer
 from eval import reward
-from eval.metrics import wilson_interval
+from eval.metrics import weighted_mean, wilson_interval
 from model.adapter import load_policy, save_adapter
 from model.architecture import read_model_config
 from model.checkpoint import load_model, save_model
@@ -478,6 +479,9 @@ def test_equal_rewards_keep_their_order(tmp_path):
     reward.write_relabelled(tmp_path / "r.jsonl", [row, row], items)
     pairs = read_pairs(tmp_path / "r.jsonl", "reward")
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a", "b"), ("b", "a")]
+    lines = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    about = [(line["rewards"], line["changed"]) for line in lines]
+    assert about == [([1.0, 1.0], False), ([2.0, 1.0], True)]
 
 
 SAMPLES = [
@@ -527,6 +531,24 @@ def test_samples_by_hand(trained_run, tmp_path):
     assert summary["metrics"]["cross_entropy_per_token"]["value"] == pytest.approx(7.5 / 7)
 
 
+def test_pairs_by_hand():
+    """Margins 2, 0 and -1: a tie is no success. log(1 + e^-2), log 2, log(1 + e)."""
+    metrics = reward.pair_metrics([{"rewards": r} for r in ([3.0, 1.0], [1.0, 1.0], [0.0, 1.0])])
+    assert (metrics["accuracy"], metrics["margin"]) == ([1, 0, 0], [2, 0, -1])
+    assert metrics["loss"] == pytest.approx([0.126928, 0.693147, 1.313262], abs=1e-6)
+
+
+def test_prompts_with_other_counts_of_completions():
+    """N goes up to the fewest. Of 0, 1, 2, 5 the best of two is 20 / 6 on average; 24 nats over 12
+    tokens and 4 over 4 are 28 / 16 a token."""
+    four = {"rewards": [0.0, 1.0, 2.0, 5.0], "tokens": [3] * 4, "reference_logps": [-6.0] * 4}
+    two = {"rewards": [1.0, 3.0], "tokens": [2, 2], "reference_logps": [-1.0, -3.0]}
+    values = reward.sample_metrics([four, two])
+    assert values["reward@2"] == pytest.approx([20 / 6, 3]) and "reward@4" not in values
+    assert values["cross_entropy"] == [6, 2]
+    assert weighted_mean(values["cross_entropy_per_token"]) == 28 / 16
+
+
 def test_prompts_from_a_file(trained_run, tmp_path):
     samples = write_lines(tmp_path / "samples.jsonl", SAMPLES)
     bare = [{k: v for k, v in row.items() if k != "prompt"} for row in SAMPLES]
@@ -557,6 +579,28 @@ def test_a_baseline_is_another_policy_before_the_same_judge(trained_run, tmp_pat
     save_file({**tensors, "score.weight": 2 * tensors["score.weight"]}, judge / "model.safetensors")
     with pytest.raises(ValueError, match="its rewards are those of another reward model"):
         score(tmp_path / "no", judge, *flags)
+    with pytest.raises(ValueError, match="holds rows that were made otherwise"):
+        score(base, judge, "--samples", samples)
+
+
+def test_an_adapter_is_part_of_the_judge(trained_run, tmp_path):
+    """In bfloat16 it stays beside the weights; with a product of zero it rounds as they do."""
+    folder, judges = trained_run / "model", set()
+    model = load_policy(folder, None, torch.float32, "cpu", reward=True)
+    add_lora(model, rank=2, alpha=2.0)
+    flags = ["--data", TINY / "eval.jsonl", "--limit", 2]
+    _, exact = score(tmp_path / "exact", folder, *flags)
+    for name in ("zero", "scattered"):
+        save_adapter(model, tmp_path / name, str(folder))
+        half = [*flags, "--reward_adapter", tmp_path / name, "--dtype", "bfloat16"]
+        summary, items = score(tmp_path / f"of {name}", folder, *half)
+        judges.add(summary["settings"]["reward_sha256"])
+        if name == "zero":
+            for one, two in zip(items, exact, strict=True):
+                assert one["rewards"] != two["rewards"]
+                assert one["rewards"] == pytest.approx(two["rewards"], abs=0.1)
+        scatter(model)
+    assert len(judges) == 2
 
 
 def test_a_killed_evaluation_goes_on_byte_for_byte(trained_run, tmp_path):
@@ -574,6 +618,8 @@ def test_a_killed_evaluation_goes_on_byte_for_byte(trained_run, tmp_path):
         assert (torn / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(ValueError, match="holds rows that were made otherwise"):
         score(torn, trained_run / "model", *flags[:2], "--limit", 19)
+    with pytest.raises(ValueError, match="holds rows that were made otherwise"):
+        score(torn, trained_run / "model", "--data", TINY / "train.jsonl", "--limit", 20)
 
 
 def test_rewards_that_are_no_numbers_are_named(trained_run, tmp_path):
@@ -587,6 +633,14 @@ def test_rewards_that_are_no_numbers_are_named(trained_run, tmp_path):
         score(tmp_path / "out", broken, "--data", TINY / "eval.jsonl")
 
 
+def test_one_reward_that_is_no_number_is_enough(tmp_path, monkeypatch):
+    row = reward.Row((), ("a", "b"), (True, True), {}, "x.jsonl:1")
+    monkeypatch.setattr(reward, "completion_rewards", lambda *args: [1.0, math.nan])
+    with pytest.raises(ValueError, match=r"x.jsonl:1: rewards \[1.0, nan\]; are the weights brok"):
+        config = reward.RewardConfig(out=str(tmp_path))
+        reward.write_rewards(config, None, [row], [([1], [[2], [3]])], "weights")
+
+
 def test_long_rows_are_cut_as_in_training(trained_run, tmp_path, capsys):
     """Positions 256: the front of the prompt goes first, then the end of the completion."""
     rows = [{"index": 0, "prompt": "why " * 300, "completions": ["so " * 300, "so"]}]
@@ -597,6 +651,28 @@ def test_long_rows_are_cut_as_in_training(trained_run, tmp_path, capsys):
     with pytest.raises(ValueError, match="expected --max_prompt_length < --max_length"):
         flags = ["--samples", samples, "--max_length", 8, "--max_prompt_length", 8]
         score(tmp_path / "no", trained_run / "model", *flags)
+
+
+def test_what_is_cut_of_a_row_by_hand(capsys):
+    """Positions 14, 8 of them for the prompt, whose first token, BOS, stays; the longest completion
+    decides, and has 6 left. What fits is whole."""
+    tokenizer = load_tokenizer(TINY)
+    chat_format, _ = detect_chat_format(TINY, tokenizer)
+    ask = lambda text: ({"role": "user", "content": text},)  # noqa: E731
+    rows = [
+        reward.Row(ask("4?"), ("1",), (False,), {}, ""),
+        reward.Row(ask("12 + 34 + 56?"), ("1", "1 + 2 + 3 + 4"), (True, True), {}, ""),
+    ]
+    some = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=14))
+    config = reward.RewardConfig(max_length=100, max_prompt_length=8)
+    whole, (prompt, (short, long)) = reward.encode_rows(config, rows, some, tokenizer, chat_format)
+    one, two = (encode_prompt(row.messages, chat_format, tokenizer) for row in rows)
+    ids = [encode_completion(text, chat_format, tokenizer) for text in rows[1].replies]
+    assert whole == (one, [ids[0][:-1]]) and len(one) + len(ids[0]) <= 14
+    assert prompt == [tokenizer.bos_id, *two[-7:]] and len(two) > 8
+    assert short == ids[0] and long == ids[1][:6] and len(ids[1]) > 6
+    said = "cut to 14 tokens: prompts of 1 rows, completions of 1 rows\n"
+    assert capsys.readouterr().out == said
 
 
 # ------------------------------------------------------------------------------------------------
@@ -652,6 +728,8 @@ def test_many_samples_stay_exact():
         ({"data": None, "samples": "nowhere"}, FileNotFoundError, "--samples expects a file"),
         ({"reward_model": "nowhere"}, FileNotFoundError, "--reward_model expects a folder, got no"),
         ({"limit": 0}, ValueError, "--limit expects 1 or more, got 0"),
+        ({"max_length": 0}, ValueError, "--max_length expects 1 or more, got 0"),
+        ({"max_prompt_length": 0}, ValueError, "--max_prompt_length expects 1 or more, got 0"),
         ({"chat_format": "alpaca"}, ValueError, "--chat_format expects one of auto, zephyr"),
         ({"dtype": "int8"}, ValueError, "--dtype expects one of float32"),
         ({"shard": True}, ValueError, "--shard needs more than one rank"),

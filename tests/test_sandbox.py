@@ -6,6 +6,8 @@ at what lies outside, fails the test here. What needs namespaces skips where the
     python -m pytest tests/test_sandbox.py
 """
 
+import ctypes
+import os
 import socket
 import time
 from pathlib import Path
@@ -13,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from eval import sandbox as sandbox_module
-from eval.sandbox import Sandbox, Verdict, open_sandbox, outermost, run_tests, try_out
+from eval.sandbox import (
+    Sandbox,
+    Verdict,
+    make_jobs,
+    open_sandbox,
+    outermost,
+    run_tests,
+    try_out,
+    user_of_program,
+)
 
 REFERENCE = "def f():\n    return 42\n"
 TESTS = "def check(candidate):\n    assert candidate() == 42\n"
@@ -91,6 +102,7 @@ FORGERIES = {
     "ends at once": ("import os\nos._exit(0)", "died", "the program has ended"),
     "ends in the call": ("import os\ndef f(): os._exit(0)", "died", "the program has ended"),
     "exits": ("import sys\ndef f(): sys.exit(0)", "exception", "SystemExit: 0"),
+    "exits before": ("import sys\nsys.exit(0)", "exception", "before any call: SystemExit: 0"),
     "crashes": ("import ctypes\ndef f(): ctypes.string_at(0)", "died", "the program has ended"),
     "raises": ("def f(): raise AssertionError", "exception", "AssertionError"),
     "no Unicode": ("def f(): raise ValueError('\\ud800')", "exception", "ValueError: \\ud800"),
@@ -114,9 +126,67 @@ def test_tests_that_do_not_run_are_the_data_s_mistake(sandbox: Sandbox) -> None:
         run_tests(sandbox, REFERENCE, "f", REFERENCE, "import no_such_module")
 
 
+def test_tests_that_end_without_a_verdict_pass_nothing(sandbox: Sandbox) -> None:
+    tests = "import os\ndef check(candidate):\n    os._exit(0)\n"
+    verdict = run_tests(sandbox, REFERENCE, "f", REFERENCE, tests)
+    assert verdict == ("died", "the tests ended without a verdict")
+
+
+def test_tests_that_draw_give_one_verdict(sandbox: Sandbox) -> None:
+    tests = "import random\ndef check(candidate):\n    drawn = random.random()\n"
+    tests += "    assert drawn == random.Random(0).random()\n"
+    assert run_tests(sandbox, REFERENCE, "f", REFERENCE, tests) == ("passed", "")
+
+
 # ---------------------------------------------------------------------------------------------
 # the limits
 # ---------------------------------------------------------------------------------------------
+
+LIMITS = """
+import ctypes, resource
+def f():
+    names = "AS CPU FSIZE NOFILE NPROC CORE".split()
+    limits = [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in names]
+    libc, signal = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+    return limits, libc.prctl(39, 0, 0, 0, 0), signal.value  # PR_GET_NO_NEW_PRIVS
+"""
+
+
+def test_the_limits_of_a_program(sandbox: Sandbox) -> None:
+    """512 MB, 20 s and one more for the clock to be first, 1 MB of a file, 64 of them, no process,
+    no core, soft and hard alike; no privileges by exec; killed when its parent dies."""
+    limits = [(n, n) for n in (512 * 2**20, 21, 2**20, 64, 0, 0)]
+    tests = f"def check(candidate):\n    assert candidate() == {(limits, 1, 9)}\n"
+    assert run_tests(sandbox, LIMITS, "f", REFERENCE, tests) == ("passed", "")
+
+
+def test_the_limits_that_are_asked_for() -> None:
+    serving, checking = make_jobs(Sandbox(19.5, 512, namespaces=False), "", "f", "", "")
+    assert serving["cpu_seconds"] == checking["cpu_seconds"] == 21
+    assert (serving["memory_bytes"], checking["memory_bytes"]) == (512 * 2**20, 2048 * 2**20)
+
+
+def test_root_becomes_nobody_with_no_group(sandbox: Sandbox) -> None:
+    if user_of_program(sandbox) is None:
+        pytest.skip("not root, or only root can read Python's library")
+    program = "import os\ndef f(): return os.getuid(), os.getgid(), os.getgroups()"
+    assert attempt(sandbox, program).detail == "called with (), got (65534, 65534, [])"
+
+
+def test_who_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root stays root where only root can read Python's library, and all of it is on view."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    alone, inside = (Sandbox(1, 64, namespaces=there) for there in (False, True))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "__file__", str(private / "os.py"))
+    assert (user_of_program(alone), user_of_program(inside)) == (None, 65534)
+    monkeypatch.setattr(os, "__file__", "/usr/os.py")
+    assert user_of_program(alone) == 65534
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert user_of_program(alone) is user_of_program(inside) is None
+
 
 FLOOD = "import os\ndef f():\n    while True: os.write({descriptor}, b'x' * 10**6)"
 IGNORE_SIGNALS = """
@@ -215,6 +285,12 @@ def f():
     above = os.path.dirname(os.path.dirname(os.__file__))
     return seen - {above.split("/")[1]}, os.listdir("."), os.getpid(), list(os.environ)
 """
+MOUNTS = "import os\ndef f(): return [os.statvfs(p).f_flag & 7 for p in ('/', os.__file__, '.')]"
+FILL = """
+def f():
+    for i in range(17):
+        with open(str(i), "wb") as file: file.write(bytes(2**20))
+"""
 CONNECT = "import socket\ndef f(): socket.create_connection(('127.0.0.1', PORT), 5)"
 ESCAPES = {
     "a fork bomb": (FORK_BOMB, "exception", "BlockingIOError"),
@@ -227,6 +303,8 @@ ESCAPES = {
     "/proc": ("import os\ndef f(): os.listdir('/proc')", "exception", "FileNotFoundError"),
     "writes above": ("def f(): open('../file', 'w')", "exception", "Read-only file system"),
     "writes a module": ("import os\ndef f(): os.utime(os.__file__)", "exception", "Read-only"),
+    "mounts": (MOUNTS, "assertion", "got [7, 7, 6]"),  # read-only 1, no set-user-ID 2, no devices 4
+    "fills its folder": (FILL, "exception", "No space left on device"),
     "privileges": (ESCALATE, "assertion", "got [-1, -1, -1, -1, -1]"),
     "looks around": (SURROUNDINGS, "assertion", "got ({'program'}, [], 1, ['LC_CTYPE'])"),
 }
@@ -247,6 +325,19 @@ def test_no_socket_reaches_loopback() -> None:
         verdict = attempt(contained(20), CONNECT.replace("PORT", port))
     assert verdict.reason == "exception"
     assert "Network is unreachable" in verdict.detail
+
+
+def test_no_message_queue_is_shared_with_the_machine() -> None:
+    """One stands here that anyone may use; without an IPC namespace its key would give its id."""
+    libc, key = ctypes.CDLL(None, use_errno=True), 42 + os.getpid()
+    queue = libc.msgget(key, 0o1666)  # IPC_CREAT
+    if queue < 0:
+        pytest.skip(f"this machine has no message queues: {os.strerror(ctypes.get_errno())}")
+    try:
+        program = f"import ctypes\ndef f(): return ctypes.CDLL(None).msgget({key}, 0)"
+        assert attempt(contained(20), program).detail == "called with (), got -1"
+    finally:
+        libc.msgctl(queue, 0, None)  # IPC_RMID
 
 
 def test_a_program_may_use_its_own_folder() -> None:
@@ -300,6 +391,12 @@ def test_a_slow_start_is_no_reason_to_go_without_namespaces(monkeypatch) -> None
     assert open_sandbox(60, 256).time_limit == 60 and limits == [30, 60]
 
 
+def test_a_machine_that_runs_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "run_tests", lambda *args: Verdict("memory", "too little"))
+    with pytest.raises(OSError, match="does not run `return 1`: memory, too little"):
+        open_sandbox(3, 64)
+
+
 def test_what_is_not_contained_is_said_loudly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -314,6 +411,11 @@ def test_what_is_not_contained_is_said_loudly(
     assert said.count("\n") == 1 and "NOT CONTAINED" in said
     for word in ("network", "files", "processes", "unshare: Operation not permitted"):
         assert word in said
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    for user, limits in ((None, "time and file size are"), (65534, "the number of processes are")):
+        monkeypatch.setattr(sandbox_module, "user_of_program", lambda _, user=user: user)
+        open_sandbox(3, 256)
+        assert f"{limits} limited" in capsys.readouterr().err
     monkeypatch.setattr(sandbox_module, "says_first", lambda _: False)  # another rank has said it
     open_sandbox(3, 256)
     assert capsys.readouterr().err == ""

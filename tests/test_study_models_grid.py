@@ -15,7 +15,7 @@ import pytest
 
 from data.prompts import read_prompts
 from eval import study
-from eval.study_cells import read_study
+from eval.study_cells import folder_of, read_study
 from eval.study_models import MODEL_PLANS, Benchmark, Reward
 from eval.study_models_grid import (
     GPU_FLOPS,
@@ -72,6 +72,17 @@ def test_every_need_stands_before_and_the_count_is_right(planned):
     assert Counter(cell.labels["kind"] for cell in cells) == count_cells(planned)
 
 
+def test_what_a_cell_reads_of_others_it_needs(planned):
+    """Else it may run before them, where several workers share the cells."""
+    cells = next_cells(planned, trained(planned), OUT)
+    for cell in cells:
+        words = [word for command in cell.commands for word in command]
+        for other in cells:
+            folder = f"{folder_of(OUT, other.name)}/"
+            if other is not cell and any(word.startswith(folder) for word in words):
+                assert other.name in cell.needs
+
+
 def test_every_flag_of_every_command_exists_and_comes_once(planned):
     commands = [c for cell in next_cells(planned, trained(planned), OUT) for c in cell.commands]
     scripts = set()
@@ -103,6 +114,64 @@ def test_the_rate_of_least_held_out_loss_goes_on_to_other_seeds_and_tests():
     assert draw[draw.index("--min_p") + 1] == "0.1" and draw[draw.index("--seed") + 1] == "1001"
 
 
+def value(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def test_a_policy_is_trained_and_drawn_from_as_its_name_says():
+    chat = plan_study("spl_chat", str(TINY), (str(TINY / "eval.jsonl"),), (), False, 1)
+    cells = {c.name: c for c in next_cells(chat, trained(chat, lambda rate: abs(rate - 3)), OUT)}
+    name = "eval/spl/tau 11/rate 3/seed 2"
+    (train,), (draw, *_) = (cells[f"{name}/{step}"].commands for step in ("train", "test"))
+    asked = [value(train, flag) for flag in ("--alpha", "--beta", "--learning_rate", "--seed")]
+    assert asked == ["1.1", "0.1", "1.5e-05", "2"]
+    assert value(draw, "--adapter") == value(train, "--out_dir")
+    asked = [value(draw, flag) for flag in ("--seed", "--n", "--max_new_tokens")]
+    assert asked == ["1002", "16", "512"] and "--min_p" not in draw
+    (judge,) = cells["eval/reward model"].commands
+    assert value(judge, "--objective") == "reward" and value(judge, "--batch_size") == "64"
+    assert value(judge, "--learning_rate") == "0.0001"
+    (split,) = cells["eval/pairs"].commands
+    asked = [value(split, flag) for flag in ("--prompts", "--pairs", "--eval_pairs")]
+    assert asked == ["500", "40000", "500"]
+
+
+def maths(*words):
+    data = (str(TINY / "eval.jsonl"),)
+    return plan_study("spl_maths", str(TINY), data, words, False, 1)
+
+
+def test_what_grades_the_problems_is_not_what_is_scored():
+    """The reference grades them by a seed of its own; or a file does, and no cell."""
+    words = (f"gsm8k={TINY}/heldout.jsonl", f"math_problems={TINY}/heldout.jsonl")
+    own = maths(*words)
+    seeds = {"difficulty": set(), "base": set(), "test": set(), "decode": set()}
+    for cell in next_cells(own, trained(own), OUT):
+        for command in cell.commands:
+            if "--seed" in command and (kind := cell.labels["kind"]) in seeds:
+                seeds[kind].add(value(command, "--seed"))
+    policies = {str(1000 + seed) for seed in range(5)}
+    assert seeds == {"difficulty": {"999"}, "base": {"1000"}, "test": policies, "decode": policies}
+    file = str(TINY / "eval.jsonl")
+    given = maths(*words, f"gsm8k.split={file}")
+    assert count_cells(own)["difficulty"] == 1 and "difficulty" not in count_cells(given)
+    base = next(c for c in next_cells(given, [], OUT) if c.labels["kind"] == "base")
+    assert [value(c, "--split") for c in base.commands if "--split" in c] == [file]
+
+
+def test_no_decoding_is_asked_what_is_not_drawn():
+    """Letters have probabilities, whatever the temperature: policies are asked once."""
+    study = maths(f"truthfulqa={TINY}/heldout.jsonl", f"math_problems={TINY}/heldout.jsonl")
+    asked = Counter()
+    for cell in next_cells(study, trained(study), OUT):
+        for command in cell.commands:
+            asked[cell.labels["kind"], command[1]] += 1
+            assert command[1] != "eval.truthfulqa" or "--seed" not in command
+    for kind, drawn, letters in (("base", 1, 1), ("test", 15, 15), ("decode", 10, 0)):
+        assert asked[kind, "eval.math_problems"] == drawn
+        assert asked[kind, "eval.truthfulqa"] == letters
+
+
 def test_all_trainings_share_one_split_and_one_reference_cache(planned):
     cells = next_cells(planned, trained(planned), OUT)
     trainings = [dict(zip(c.commands[0][1::2], c.commands[0][2::2], strict=True))
@@ -125,6 +194,25 @@ def test_expected_seconds_by_hand():
     train = next(c for c in next_cells(cpu, [], OUT) if c.labels["kind"] == "train")
     # 480 pairs forward and back, 4 evaluations of 40: 1120 pairs of 240 tokens
     assert train.seconds == pytest.approx(1120 * 240 * 2 * 7.24e9 / 5e10)
+
+
+def test_expected_seconds_of_what_is_measured_by_hand():
+    """A token that is read takes a second here, one that is drawn two.
+
+    The reward model: 480 pairs of 240 tokens, forward and back. 50 * 8 completions of 70 tokens
+    are 28,000, drawn, then read twice by eval.diversity and once by the reward model; one benchmark
+    draws 1000, which the reference does once more to grade them, another reads 300.
+    """
+    small = plan_study("small", str(TINY), (str(TINY / "eval.jsonl"),), (), False, 1)
+    benchmarks = {"gsm8k": Benchmark((), 1000, graded=True), "mmlu": Benchmark((), read=300)}
+    plan = replace(small.plan, benchmarks=benchmarks, reward=Reward((), 1e-3))
+    files = dict.fromkeys(benchmarks, ("--data", "file"))
+    slow = {"parameters": 5 * 10**9, "device": "cpu", "flops": 1e10}
+    cells = next_cells(replace(small, plan=plan, benchmarks=files, **slow), [], OUT)
+    seconds = {cell.labels["kind"]: cell.seconds for cell in cells}
+    assert seconds["judge"] == 2 * 480 * 240
+    assert seconds["difficulty"] == 2 * 1000
+    assert seconds["base"] == 2 * (28_000 + 1000) + 3 * 28_000 + 300
 
 
 def test_the_data_has_a_name():
