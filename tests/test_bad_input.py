@@ -196,6 +196,7 @@ def test_nothing_that_is_there_is_overwritten(fails, model, tmp_path):
         ("--lora_rank -1", "--lora_rank expects 0 or more"),
         ("--device abacus", "--device expects cpu, cuda or cuda:N"),
         ("--dtype float8", "--dtype expects one of float32, bfloat16"),
+        ("--head_kernel cuda --device cpu", "--head_kernel cuda needs a GPU, and the run is on c"),
         ("--resume", "--resume expects"),
         ("--config nowhere.json", "nowhere.json"),
         ("--seed", "--seed expects one value"),

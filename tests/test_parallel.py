@@ -16,10 +16,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file
 from torch.distributed.distributed_c10d import Backend, BackendConfig
 
+from model import parallel
 from model.adapter import load_policy
 from model.logbook import read_records
 from model.parallel import backends
@@ -379,3 +381,81 @@ def test_tensors_of_the_host_have_a_way_beside_those_of_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     found = BackendConfig(Backend(backends())).get_device_backend_map()
     assert found == {"cpu": "gloo", "cuda": "nccl"}
+
+
+# ------------------------------------------------------------------------------------------------
+# what a rank knows of itself
+
+
+def test_each_rank_takes_the_gpu_of_its_number_on_the_node(monkeypatch):
+    """The fourth of 4 on its node, whatever its number among all; the fifth finds none."""
+    assert parallel.device_of_rank("cuda:1") == "cuda:1"
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 11)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parallel.device_of_rank("cuda") == "cuda:3" and parallel.device_of_rank("cpu") == "cpu"
+    with pytest.raises(ValueError, match="a GPU of its own; pass --device cuda, not cuda:1"):
+        parallel.device_of_rank("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match="torchrun started 5 processes on a node with 4 GPUs"):
+        parallel.device_of_rank("cuda")
+
+
+def test_a_rank_that_differs_is_named_with_what_it_has(monkeypatch):
+    """The third of three, with another seed and without a flag of the first."""
+    settings = {"seed": 0, "beta": 0.1, "data": "a"}
+    others = [settings, {"seed": 1, "data": "a"}]
+    monkeypatch.setattr(parallel, "gather_json", lambda own: [own, *others])
+    with pytest.raises(ValueError, match=r"ranks 0 and 2 .*: beta 0.1 and None; seed 0 and 1;"):
+        parallel.same_on_all(settings)
+
+
+@pytest.mark.parametrize("error, lost", [
+    (dist.DistNetworkError("recvValue failed"), True),
+    (dist.DistBackendError("NCCL communicator was aborted"), True),
+    (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+    (RuntimeError("shapes do not fit"), False),
+])  # fmt: skip
+def test_a_rank_that_is_gone_is_told_from_an_error_of_ours(error, lost):
+    assert parallel.lost_rank(error) == lost
+
+
+def test_what_is_wrong_is_said_where_the_store_has_gone(monkeypatch):
+    """With the rank that kept it: better twice than never."""
+
+    class Gone:
+        def add(self, key: str, amount: int) -> int:
+            raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(parallel, "store", Gone())
+    assert parallel.says_first("no room")
+
+
+def test_a_rank_ends_with_its_own_exit_code(monkeypatch):
+    """None, of a bare SystemExit, is success; without torchrun nothing ends."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    parallel.end_rank(3)
+    monkeypatch.setattr(parallel, "store", object())
+    for code in (3, 0, None):
+        parallel.end_rank(code)
+    assert codes == [3, 0, 0]
+
+
+def test_a_note_is_the_first_rank_s(monkeypatch, capsys):
+    parallel.note("once")
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    parallel.note("twice")
+    assert capsys.readouterr().err == "once\n"
+
+
+def test_how_often_torchrun_has_started_a_run_again(monkeypatch):
+    for name in ("COUNT", "MAX"):
+        monkeypatch.delenv(f"TORCHELASTIC_RESTART_{name}", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS", raising=False)
+    assert (parallel.restarts(), parallel.may_restart()) == (0, False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert (parallel.restarts(), parallel.may_restart()) == (2, True)

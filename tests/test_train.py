@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 import sample
 import train
+from data.chat import stop_ids
 from data.packing import pack_pairs, step_indices
 from data.pairs import TokenPair
 from model import objective
@@ -28,8 +30,10 @@ from model.checkpoint import load_model
 from model.config import parse_config
 from model.flags import check_flags
 from model.logbook import read_records
+from model.lora import lora_layers
 from model.objective import WITH_ALPHA
 from model.run import write_run_config
+from model.sampling import completion_seeds
 from tests.conftest import ROOT
 from tests.test_lora import scatter
 from tests.test_transformer import random_pairs, save_witness
@@ -229,7 +233,8 @@ def test_micro_batches_do_not_change_the_step(folder, objective):
     for budget in (10_000, 1):
         changes = {"micro_batch_tokens": budget, "out_dir": str(folder / str(budget))}
         model, records = run(settings(folder, objective=objective, **changes), pairs)
-        logged = [[record[name] for name in ("loss", "grad_norm")] for record in records]
+        names = ("loss", "grad_norm", "entropy", "token_accuracy", "logps/chosen")
+        logged = [[record[name] for name in names] for record in records]
         finals.append((trained(model), logged))
     assert_close(finals[0][0], finals[1][0], rtol=1e-4)
     for one, two in zip(finals[0][1], finals[1][1], strict=True):
@@ -243,6 +248,39 @@ def test_a_short_last_step_is_a_mean_over_the_pairs_that_it_has(folder):
         config = settings(folder, batch_size=size, max_steps=1, out_dir=str(folder / str(size)))
         norms.append(run(config, pairs_of(10))[1][0]["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5) and norms[0] > 0
+
+
+def test_the_speed_of_a_short_step_counts_the_pairs_that_it_has(folder):
+    """Pairs of 6 tokens: 4, 4 and 2 of them."""
+    _, records = run(settings(folder, max_steps=3), random_pairs(97, [(3, 2, 1)] * 10))
+    speeds = [record["tokens_per_s"] / record["pairs_per_s"] for record in records]
+    assert speeds == pytest.approx([6, 6, 6])
+
+
+def test_the_learning_rate_of_each_step_is_logged(folder):
+    """Two steps of warm-up to 0.01, then down to zero over three."""
+    _, records = run(settings(folder, schedule="linear"), pairs_of())
+    assert [r["lr"] for r in records] == pytest.approx([0.005, 0.01, 0.01, 0.02 / 3, 0.01 / 3])
+
+
+def test_evaluations_and_checkpoints_are_no_part_of_a_step_s_time(folder, monkeypatch):
+    """A step of 4 pairs takes a second; each checkpoint, after 2, 4 and 5, and each evaluation,
+    after 0, 3 and 5, takes 100."""
+    now = [0.0]
+    monkeypatch.setattr("model.logbook.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds, real):
+        def timed(*args):
+            now[0] += seconds
+            return real(*args)
+
+        return timed
+
+    for name, seconds in (("compute_losses", 1), ("evaluate", 100), ("save_training_state", 100)):
+        monkeypatch.setattr(train, name, takes(seconds, getattr(train, name)))
+    _, records = run(settings(folder, eval_every=3), pairs_of(8), pairs_of(3))
+    assert [r["pairs_per_s"] for r in records if "loss" in r] == [4.0] * 5
+    assert now[0] == 5 + 3 * 100 + 3 * (100 + 1)  # an evaluation computes losses too
 
 
 def test_gradients_are_not_clipped_to_a_norm_of_0(folder):
@@ -336,6 +374,14 @@ def test_runs_share_a_cache(folder, capsys):
     out = capsys.readouterr().out
     assert "10 pairs cached in" in out and "10 pairs read from" in out
     assert len(list(cache.iterdir())) == 1 and not (folder / "a" / "reference").exists()
+
+
+def test_the_adapters_a_run_starts_from_are_no_part_of_the_cache_s_name(folder, capsys):
+    """Another seed draws other adapters, beside the same reference."""
+    for seed in (0, 1):
+        options = {"reference": "cached", "reference_cache": str(folder / "cache"), "seed": seed}
+        run(settings(folder, out_dir=str(folder / str(seed)), max_steps=1, **options), pairs_of())
+    assert "10 pairs read from" in capsys.readouterr().out
 
 
 def test_cache_is_read_again_and_never_trusted_on_a_mismatch(folder, capsys):
@@ -473,6 +519,17 @@ def test_dropout_depends_on_the_seed(folder):
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+def test_each_rank_has_its_own_dropout(folder, monkeypatch):
+    """As the second of two: seed, step, rank."""
+    asked = []
+    monkeypatch.setattr(train, "dropout_seed", lambda *given: asked.append(given) or 0)
+    monkeypatch.setattr(train, "save_training_state", lambda *given: None)  # the first rank's part
+    monkeypatch.setattr(train.parallel, "rank", lambda: 1)
+    monkeypatch.setattr(train.parallel, "world_size", lambda: 2)
+    run(settings(folder, seed=7, max_steps=2), pairs_of())
+    assert asked == [(7, 0, 1), (7, 1, 1)]
+
+
 # ------------------------------------------------------------------------------------------------
 # resuming, interrupts, numbers that are not finite
 
@@ -512,6 +569,34 @@ def test_a_run_without_a_checkpoint_is_still_that_run(folder):
     assert read_records(folder / "run" / "metrics.jsonl") == records
     _, again = run(settings(folder, resume=True), pairs_of())
     assert [r["loss"] for r in again] == [r["loss"] for r in records]
+
+
+def test_a_run_that_torchrun_starts_again_goes_on(folder, monkeypatch, capsys):
+    """Without --resume, from the checkpoint of step 4: step 5 is made again, to the bit."""
+    pairs = pairs_of()
+    whole, records = run(settings(folder), pairs)
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-000005")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again, lines = run(settings(folder), pairs)
+    assert f"resuming {folder / 'run'} after step 4" in capsys.readouterr().out
+    assert_close(trained(whole), trained(again), rtol=0)
+    assert [r["loss"] for r in lines] == [r["loss"] for r in records]
+
+
+def test_the_newest_checkpoints_stay(folder):
+    """5 are made; --keep 2."""
+    run(settings(folder, save_every=1), pairs_of())
+    names = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
+    assert names == ["step-000004", "step-000005"]
+
+
+def test_a_checkpoint_names_what_its_bits_depend_on(folder):
+    run(settings(folder, max_steps=1), pairs_of())
+    state = folder / "run" / "checkpoints" / "step-000001" / "state.json"
+    of = json.loads(state.read_text())["run"]
+    assert (of["number of ranks"], of["number of threads"]) == (1, torch.get_num_threads())
+    assert (of["version of torch"], of["kind of device"]) == (torch.__version__, "cpu")
+    assert of["dtype in use"] == "torch.float32"
 
 
 def test_an_evaluation_that_a_kill_has_cost_is_made_up_for(folder, monkeypatch):
@@ -599,6 +684,36 @@ run_main(lambda: run(settings(folder, max_steps=100000, save_every=0), pairs_of(
     assert "Traceback" not in err
 
 
+def test_ctrl_c_in_the_last_step_ends_the_run_as_ever(folder, monkeypatch):
+    """There is nothing to go on with; afterwards Ctrl-C is what it was before the run."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    add = train.StepLog.add
+
+    def press(self, step):
+        add(self, step)
+        if step.number == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.StepLog, "add", press)
+    _, records = run(settings(folder), pairs_of(), pairs_of(3))
+    assert records[-1]["step"] == 5 and "eval/loss" in records[-1]
+    monkeypatch.undo()
+    run(settings(folder, out_dir=str(folder / "again")), pairs_of())
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_to_another_rank_stops_this_one_too(folder, monkeypatch):
+    """SIGTERM is 15; all ranks save behind the same step."""
+    monkeypatch.setattr(train, "Interrupt", lambda: SimpleNamespace(asked=0))
+    monkeypatch.setattr(train.parallel, "max_over_ranks", lambda own: max(own, 15.0))
+    with pytest.raises(SystemExit) as stop:
+        run(settings(folder, save_every=0), pairs_of())
+    assert stop.value.code == 143
+    assert [r["step"] for r in read_records(folder / "run" / "metrics.jsonl")] == [1]
+    assert (folder / "run" / "checkpoints" / "step-000001" / "state.json").exists()
+
+
 # ------------------------------------------------------------------------------------------------
 # the whole script
 
@@ -616,9 +731,15 @@ def test_the_embedded_default_trains_shows_and_is_sampled(tmp_path, monkeypatch,
         main(["--max_steps", "2", "--eval_every", "0"], monkeypatch)
     out = capsys.readouterr().out
     assert "chat format: plain" in out and "max_length: 256 (the model's positions)" in out
+    assert "spl: policy_coef 0.12, reference_coef 0.1, tau 1.2\n" in out
+    assert "policy: 1.01M parameters, 0.16M trained, torch.float32 on cpu" in out
     assert "answer mass" in out and out.count("a held-out prompt and the policy's answer") == 6
     assert "saved in runs/tiny-spl;" in out and "saved in runs/tiny-spl-2;" in out
-    assert "python sample.py --model data/tiny --adapter runs/tiny-spl" in out
+    assert "python sample.py --model data/tiny --adapter runs/tiny-spl\n" in out
+    assert "train.py --objective h_dpo --alpha 0.9    the other side of tau = 1" in out
+    assert "held-out pairs       step 0      step 2\n" in out
+    marks = json.loads((tmp_path / "runs/tiny-spl/tokenizer_config.json").read_text())
+    assert marks == {"chat_format": "plain"}
 
     records = read_records(tmp_path / "runs/tiny-spl/metrics.jsonl")
     assert records[0]["eval/mass/policy"] == pytest.approx(records[0]["eval/mass/reference"])
@@ -663,6 +784,26 @@ def test_a_run_never_overwrites_a_model(folder, monkeypatch):
     with pytest.raises(ValueError, match="is the folder of an input"):
         main(["--model", str(folder / "model"), "--out_dir", str(folder / "model")], monkeypatch)
     assert (folder / "model" / "config.json").read_text() == before
+
+
+def test_a_run_is_named_after_what_it_starts_from(monkeypatch):
+    """Its folder is none of an input's, and goes on where torchrun starts it again."""
+    asked = []
+
+    def stop(*given):
+        asked.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "choose_out_dir", stop)
+    flags = ["--init", "a/zephyr/config.json", "--tokenizer", "b", "--objective", "sft"]
+    for words in (flags, ["--model", "a/zephyr", "--adapter", "c", "--device", "cpu"]):
+        with pytest.raises(KeyboardInterrupt):
+            main(words, monkeypatch)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert asked == [
+        (None, "zephyr-sft", False, ["data/tiny", "a/zephyr/config.json", "b"]),
+        (None, "zephyr-spl", True, ["a/zephyr", "c"]),
+    ]
 
 
 @pytest.mark.parametrize("lora_rank", ["0", "2"])
@@ -730,6 +871,111 @@ def test_an_epoch_ends_with_a_short_step():
     assert number_of_steps(TrainConfig(batch_size=4, epochs=2, max_steps=4), pairs) == 4
 
 
+def read(file: Path, *words: str) -> tuple[list[TokenPair], list[TokenPair]]:
+    """Training and held-out pairs of the first 40 embedded rows with a prompt of their own."""
+    rows = (ROOT / "data" / "tiny" / "train.jsonl").read_text().splitlines()[:200]
+    turns = {json.loads(row)["prompt"]: row for row in reversed(rows)}
+    file.write_text("\n".join(list(turns.values())[:40]) + "\n")
+    flags = ["--model", str(ROOT / "data" / "tiny"), "--data", str(file), *words]
+    config = parse_config(TrainConfig, flags)
+    return train.load_pairs(config, *train.load_formats(config))
+
+
+def test_what_is_held_out_and_flipped_follows_the_flags(tmp_path):
+    """About half of 40 turns; of these 3; others by another seed; 0.4 of the labels flipped."""
+    half = ("--eval_fraction", "0.5")
+    pairs, held_out = read(tmp_path / "a.jsonl", *half)
+    assert len(pairs) + len(held_out) == 40 and 10 < len(held_out) < 30
+    some = read(tmp_path / "a.jsonl", *half, "--eval_pairs", "3")[1]
+    sources = [{pair.source for pair in some} for some in (some, held_out)]
+    assert len(some) == 3 and sources[0] < sources[1]
+    others = read(tmp_path / "a.jsonl", *half, "--seed", "1")[1]
+    assert {pair.source for pair in others} != sources[1]
+    noisy, again = read(tmp_path / "a.jsonl", *half, "--label_noise", "0.4")
+    flipped = [a.chosen_ids.tolist() == b.rejected_ids.tolist()
+               for a, b in zip(pairs, noisy, strict=True)]  # fmt: skip
+    assert sum(flipped) == round(0.4 * len(pairs))
+    assert all(a.chosen_ids.tolist() == b.chosen_ids.tolist()
+               for a, b in zip(held_out, again, strict=True))  # fmt: skip
+
+
+def test_lengths_follow_the_flags_and_the_positions(tmp_path, capsys):
+    """Prompts give way first, down to half of --max_length or to --max_prompt_length; the model has
+    256 positions."""
+    for more, prompt in (((), 20), (("--max_prompt_length", "10"), 10)):
+        pairs, _ = read(tmp_path / "a.jsonl", "--max_length", "40", *more)
+        sizes = [(len(p.prompt_ids), max(len(p.chosen_ids), len(p.rejected_ids))) for p in pairs]
+        assert max(map(sum, sizes)) == 40 and (prompt, 40 - prompt) in sizes
+        assert "positions" not in capsys.readouterr().out
+    read(tmp_path / "a.jsonl", "--max_length", "256")
+    assert "positions" not in capsys.readouterr().out
+    read(tmp_path / "a.jsonl", "--max_length", "257")
+    assert "max_length: 256 (the model's positions), not 257" in capsys.readouterr().out
+    line = {"prompt": "two " * 400, "chosen": "Tea", "rejected": "Coffee"}
+    (tmp_path / "b.jsonl").write_text(json.dumps(line) + "\n")
+    flags = ("--data", str(tmp_path / "a.jsonl"), "--eval_data", str(tmp_path / "b.jsonl"))
+    config = parse_config(TrainConfig, ["--model", str(ROOT / "data" / "tiny"), *flags])
+    (long,) = train.load_pairs(config, *train.load_formats(config))[1]
+    size = len(long.prompt_ids) + max(len(long.chosen_ids), len(long.rejected_ids))
+    assert size <= 256
+
+
+def test_the_embedded_pairs_have_held_out_ones_of_their_own(monkeypatch):
+    """For sft they are texts, of which a share is held out, as of any other data."""
+    asked = []
+
+    def stop(data, eval_data, *more):
+        asked.append((data, eval_data))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "read_split", stop)
+    monkeypatch.chdir(ROOT)
+    for words in ([], ["--objective", "sft"], ["--data", "a.jsonl"], ["--eval_data", "b.jsonl"]):
+        with pytest.raises(KeyboardInterrupt):
+            train.load_pairs(parse_config(TrainConfig, words), None, None)
+    own, other = ("data/tiny/train.jsonl",), ("data/tiny/eval.jsonl",)
+    expected = [(own, other), (own, None), (("a.jsonl",), None), (own, ("b.jsonl",))]
+    assert asked == expected
+
+
+def test_answers_are_to_distinct_prompts_with_room_for_one(monkeypatch, capsys):
+    """256 positions less 100 of the answer: the prompt of 157 tokens is passed over."""
+    monkeypatch.chdir(ROOT)
+    config = TrainConfig(sample_prompts=2, seed=5)
+    tokenizer, chat_format = train.load_formats(config)
+    model, asked = load_model(ROOT / "data" / "tiny").train(), []
+
+    def answer(model, prompts, seeds, tokens, stop_ids):
+        asked.append((model.training, prompts, seeds, tokens, stop_ids))
+        return list(enumerate([SimpleNamespace(ids=[]) for _ in prompts]))
+
+    monkeypatch.setattr(train, "generate", answer)
+    sizes = [(3, 1, 1), (157, 1, 1), (156, 1, 1), (4, 1, 1)]
+    pairs = random_pairs(512, sizes)
+    train.print_answers(config, model, tokenizer, chat_format, [pairs[0], *pairs])
+    prompts = [pairs[i].prompt_ids.tolist() for i in (0, 2)]
+    seeds = [completion_seeds(5, i, 1)[0] for i in (0, 1)]
+    assert asked == [(False, prompts, seeds, 100, stop_ids(chat_format, tokenizer))]
+    assert seeds[0] != seeds[1] and asked[0][4]
+    assert capsys.readouterr().out.count("a held-out prompt and the policy's answer") == 2
+
+
+@pytest.mark.parametrize("flags, adapter, whole", [
+    ({"objective": "reward"}, "--reward_model M --reward_adapter ", "--reward_model "),
+    ({}, "--model M --adapter ", "--model "),
+])  # fmt: skip
+def test_what_to_run_next_names_the_adapter_or_the_whole_model(
+    tmp_path, capsys, flags, adapter, whole
+):
+    for folder, words in ((tmp_path, f"{adapter}{tmp_path}"),
+                          (tmp_path / "model", f"{whole}{tmp_path}/model")):  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        config = TrainConfig(model="M", data=("a",), **flags)
+        train.report(config, None, None, None, [], tmp_path)
+        (command,) = [line for line in capsys.readouterr().out.splitlines() if "python" in line]
+        assert f"{words} " in f"{command} "
+
+
 def test_learning_rates_by_hand():
     """Two steps of warm-up to 1, then down to 0 over eight: linear 1, 7/8, ...; the cosine of a
     quarter of a half turn is 0.707."""
@@ -758,6 +1004,66 @@ def test_a_plan_reads_no_weights_and_leaves_nothing(folder, monkeypatch, capsys)
         assert "torch.bfloat16 on cuda" in text and f"one of {ranks} ranks" in text
         peaks.append(float(text.split("peak on one rank")[1].split()[0]))
     assert peaks[0] > peaks[1] > 0 and not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("flags, expected, dtype", [
+    ("--world_size 6 --replicas 3 --cpu_offload", (6, 3, True, True, "cuda"), "bfloat16 on cuda"),
+    ("--reference cached --device cpu", (1, 1, False, False, "cpu"), "float32 on cpu"),
+    ("--objective sft --device cuda:3", (1, 1, False, False, "cuda"), "bfloat16 on cuda"),
+    ("--objective dpo --dtype float32", (1, 1, False, True, "cuda"), "float32 on cuda"),
+])  # fmt: skip
+def test_a_plan_is_of_the_run_that_the_flags_describe(
+    tmp_path, monkeypatch, capsys, flags, expected, dtype
+):
+    """Ranks, replicas, offload, whether there is a reference beside the policy, device.
+
+    12 pairs a step in micro-batches of one: 12 of them on one rank, 2 on each of 6.
+    """
+    rows = (ROOT / "data" / "tiny" / "eval.jsonl").read_text().splitlines()[:12]
+    if "sft" in flags:
+        rows = [json.dumps({"prompt": "a", "completion": "b c"})] * 12
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    asked = []
+
+    def plan(model, batch, micro_steps, *more, online_reference, device_type):
+        asked.append((*more, online_reference, device_type))
+
+    monkeypatch.setattr(train, "plan_run", plan)
+    monkeypatch.setattr(train, "render", lambda plan: "")
+    words = ["--plan", "--model", str(ROOT / "data" / "tiny"), "--data", str(tmp_path / "a.jsonl")]
+    words += ["--eval_fraction", "0", "--batch_size", "12", "--micro_batch_tokens", "1"]
+    main([*words, *flags.split()], monkeypatch)
+    assert asked == [expected]
+    said = f"{12 // expected[0]} micro-steps a step, the heaviest with 1 pairs, "
+    out = capsys.readouterr().out
+    assert said in out and f"predicted; torch.{dtype}\n" in out
+
+
+def test_the_policy_is_shaped_by_the_flags(folder):
+    """Of 21 linear layers 6 have an adapter, scaled by 6 / 4."""
+    flags = {"lora_alpha": 6.0, "lora_targets": ("q_proj", "v_proj"), "keep_every": 2}
+    flags |= {"activation_checkpointing": True, "head_workspace_mib": 3, "head_kernel": "torch"}
+    model = build_policy(settings(folder, **flags), torch.float32, "cpu")
+    assert model.checkpoint_activations and model.keep_every == 2
+    assert model.head == (3 * 2**20, "torch")
+    layers = dict(lora_layers(model))
+    assert {name.rpartition(".")[2] for name in layers} == {"q_proj", "v_proj"}
+    assert len(layers) == 6 and all(layer.scale == 1.5 for layer in layers.values())
+
+
+def test_the_adapters_are_drawn_by_the_seed(folder):
+    """A; all of B is 0."""
+    made = [trained(build_policy(settings(folder, seed=s), torch.float32, "cpu")) for s in (0, 1)]
+    for name, values in made[0].items():
+        assert torch.equal(values, made[1][name]) == ("lora_B" in name), name
+
+
+def test_blocks_are_compiled_where_it_is_asked(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.Transformer, "compile_blocks", lambda self: asked.append(self))
+    train.shape_policy(settings(folder), torch.float32)
+    assert not asked
+    assert asked == [train.shape_policy(settings(folder, compile=True), torch.float32)]
 
 
 def test_run_folder_explains_itself(folder, monkeypatch):
