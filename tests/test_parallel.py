@@ -433,17 +433,6 @@ def test_what_is_wrong_is_said_where_the_store_has_gone(monkeypatch):
     assert parallel.says_first("no room")
 
 
-def test_a_rank_ends_with_its_own_exit_code(monkeypatch):
-    """None, of a bare SystemExit, is success; without torchrun nothing ends."""
-    codes = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    parallel.end_rank(3)
-    monkeypatch.setattr(parallel, "store", object())
-    for code in (3, 0, None):
-        parallel.end_rank(code)
-    assert codes == [3, 0, 0]
-
-
 def test_a_note_is_the_first_rank_s(monkeypatch, capsys):
     parallel.note("once")
     monkeypatch.setattr(parallel, "rank", lambda: 1)
