@@ -174,9 +174,10 @@ def main() -> None:
     if config.head_kernel == "cuda" and not device.startswith("cuda"):
         raise ValueError(f"--head_kernel cuda needs a GPU, and the run is on {device}")
     policy.check_merge(config.adapter, dtype)
-    start = Path(config.init).resolve().parent if config.init else Path(config.model).resolve()
-    inputs = (config.model, config.init, config.tokenizer, config.adapter)
-    name = f"{start.name}-{config.objective}"
+    start = config_file(config.init).parent if config.init else Path(config.model)
+    folders = [p for p in (*config.data, *(config.eval_data or ())) if Path(p).is_dir()]
+    inputs = (config.model, config.init, config.tokenizer, config.adapter, *folders)
+    name = f"{start.resolve().name}-{config.objective}"
     goes_on = config.resume or parallel.restarts() > 0
     out_dir = choose_out_dir(config.out_dir, name, goes_on, [p for p in inputs if p])
     out_dir = Path(parallel.gather_json(str(out_dir))[0])
@@ -581,17 +582,20 @@ def report(
     if records:
         print(f"\n{before_and_after(records[0], records[-1])}")
     whole = policy_folder(out_dir) != out_dir
+    run, saved, base = (
+        shlex.quote(str(path)) for path in (out_dir, policy_folder(out_dir), config.model)
+    )
     if config.objective == "reward":
-        trained = f"{out_dir}/model" if whole else f"{config.model} --reward_adapter {out_dir}"
+        trained = saved if whole else f"{base} --reward_adapter {run}"
         print(f"\nsaved in {out_dir}; to go on:\n  python -m eval.reward --reward_model {trained} "
-              f"--samples SAMPLES.jsonl --out {out_dir}/eval")  # fmt: skip
+              f"--samples SAMPLES.jsonl --out {run}/eval")  # fmt: skip
         return
     if config.sample_prompts and eval_pairs:
         print_answers(config, model, tokenizer, chat_format, eval_pairs)
-    policy = f"--model {out_dir}/model" if whole else f"--model {config.model} --adapter {out_dir}"
+    policy = f"--model {saved}" if whole else f"--model {base} --adapter {run}"
     print(f"\nsaved in {out_dir}; to go on:\n  python sample.py {policy}")
     if config.data == (EMBEDDED,):
-        print(f"  python -m eval.arithmetic {policy} --out {out_dir}/eval")
+        print(f"  python -m eval.arithmetic {policy} --out {run}/eval")
         if config.objective == "spl":
             print("  python train.py --objective h_dpo --alpha 0.9    the other side of tau = 1")
         print("  python train.py --model DIR --data PAIRS.jsonl   your model and your pairs")

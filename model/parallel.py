@@ -35,7 +35,8 @@ def init_distributed() -> None:
 
     Rank 0 alone prints; what every rank has to say goes to standard error.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    started = {"RANK", "WORLD_SIZE"} <= os.environ.keys()  # some machines set one of the two
+    if not started or dist.is_initialized():
         return
     if torch.cuda.is_available() and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())

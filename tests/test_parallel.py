@@ -440,6 +440,16 @@ def test_a_note_is_the_first_rank_s(monkeypatch, capsys):
     assert capsys.readouterr().err == "once\n"
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_half_of_what_torchrun_sets_starts_no_ranks(monkeypatch, name):
+    """Some containers set WORLD_SIZE for all that runs in them."""
+    for other in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    parallel.init_distributed()
+    assert not dist.is_initialized() and parallel.world_size() == 1
+
+
 def test_how_often_torchrun_has_started_a_run_again(monkeypatch):
     for name in ("COUNT", "MAX"):
         monkeypatch.delenv(f"TORCHELASTIC_RESTART_{name}", raising=False)

@@ -795,8 +795,11 @@ def test_a_run_never_overwrites_a_model(folder, monkeypatch):
     assert (folder / "model" / "config.json").read_text() == before
 
 
-def test_a_run_is_named_after_what_it_starts_from(monkeypatch):
+def test_a_run_is_named_after_what_it_starts_from(tmp_path, monkeypatch):
     """Its folder is none of an input's, and goes on where torchrun starts it again."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("zephyr", "pairs"):
+        Path(folder).mkdir()
     asked = []
 
     def stop(*given):
@@ -805,13 +808,18 @@ def test_a_run_is_named_after_what_it_starts_from(monkeypatch):
 
     monkeypatch.setattr(train, "choose_out_dir", stop)
     flags = ["--init", "a/zephyr/config.json", "--tokenizer", "b", "--objective", "sft"]
-    for words in (flags, ["--model", "a/zephyr", "--adapter", "c", "--device", "cpu"]):
+    for words in (
+        flags,
+        ["--init", "zephyr", "--data", "pairs", "p.jsonl", "--lora_rank", "2"],
+        ["--model", "a/zephyr", "--adapter", "c", "--device", "cpu", "--eval_data", "pairs"],
+    ):
         with pytest.raises(KeyboardInterrupt):
             main(words, monkeypatch)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert asked == [
         (None, "zephyr-sft", False, ["data/tiny", "a/zephyr/config.json", "b"]),
-        (None, "zephyr-spl", True, ["a/zephyr", "c"]),
+        (None, "zephyr-spl", True, ["data/tiny", "zephyr", "pairs"]),
+        (None, "zephyr-spl", True, ["a/zephyr", "c", "pairs"]),
     ]
 
 
@@ -976,11 +984,11 @@ def test_answers_are_to_distinct_prompts_with_room_for_one(monkeypatch, capsys):
 def test_what_to_run_next_names_the_adapter_or_the_whole_model(
     tmp_path, capsys, flags, adapter, whole
 ):
-    for folder, words in ((tmp_path, f"{adapter}{tmp_path}"),
-                          (tmp_path / "model", f"{whole}{tmp_path}/model")):  # fmt: skip
-        folder.mkdir(exist_ok=True)
+    out = tmp_path / "a run"
+    for folder, words in ((out, f"{adapter}'{out}'"), (out / "model", f"{whole}'{out}/model'")):
+        folder.mkdir()
         config = TrainConfig(model="M", data=("a",), **flags)
-        train.report(config, None, None, None, [], tmp_path)
+        train.report(config, None, None, None, [], out)
         (command,) = [line for line in capsys.readouterr().out.splitlines() if "python" in line]
         assert f"{words} " in f"{command} "
 
