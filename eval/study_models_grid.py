@@ -31,6 +31,7 @@ from model.checkpoint import empty_model
 CPU_FLOPS = 5e10  # a second of one core: 135M parameters in float32
 GPU_FLOPS = 2e14  # of one GPU: 7B parameters in bfloat16
 GRADING_SEED = "999"  # of no policy: those are measured with 1000 and more
+CONSENT = "--allow_code_execution"  # of humaneval, behind its files
 DRAWING = {"cpu": 2, "cuda": 20}  # so much slower is a token that is drawn than one that is read
 
 
@@ -92,7 +93,7 @@ def plan_study(
             raise ValueError(
                 "humaneval runs what the model wrote; pass --allow_code_execution true to let it"
             )
-        found["humaneval"] += ("--allow_code_execution", "true")
+        found["humaneval"] += (CONSENT, "true")
     elif allow_code_execution:
         raise ValueError("--allow_code_execution is for humaneval, which --benchmarks has not")
     weights = empty_model(config_file(model), torch.float32).parameters()
@@ -114,9 +115,11 @@ def read_benchmarks(plan: ModelPlan, words: Sequence[str]) -> dict[str, tuple[st
                 f"--benchmarks expects NAME=FILE with a NAME of {', '.join(names_of(plan))}, "
                 f"got {word!r}"
             )
-        if not Path(file).exists():
+        if not file or not Path(file).exists():
             raise FileNotFoundError(f"--benchmarks {key} expects a file or folder, got {file!r}")
-        found.setdefault(name, {})[flag or "data"] = file
+        files = found.setdefault(name, {})
+        if files.setdefault(flag or "data", file) != file:
+            raise ValueError(f"--benchmarks {key} is given twice: {files[flag or 'data']}, {file}")
     for name, files in found.items():
         for flag in plan.benchmarks[name].needs:
             if flag not in files:
@@ -157,7 +160,11 @@ def describe(study: ModelStudy) -> dict:
         "model": Path(study.model).name,
         "data": [describe_file(path) for path in study.data],
         "benchmarks": {
-            name: [describe_file(file) for file in flags[1::2]]
+            name: [
+                describe_file(file)
+                for flag, file in zip(flags[::2], flags[1::2], strict=True)
+                if flag != CONSENT
+            ]
             for name, flags in study.benchmarks.items()
         },
         "parameters": study.parameters,

@@ -21,6 +21,7 @@ from eval.study_models_grid import (
     GPU_FLOPS,
     count_cells,
     data_name,
+    describe,
     next_cells,
     plan_study,
     seconds_for,
@@ -114,6 +115,12 @@ def test_the_rate_of_least_held_out_loss_goes_on_to_other_seeds_and_tests():
     assert draw[draw.index("--min_p") + 1] == "0.1" and draw[draw.index("--seed") + 1] == "1001"
 
 
+def test_a_study_names_the_files_of_its_benchmarks_and_nothing_else(planned):
+    """Whether code may run is no file."""
+    named = [file["name"] for files in describe(planned)["benchmarks"].values() for file in files]
+    assert named == ["heldout.jsonl"] * len(FILES[planned.plan.name])
+
+
 def value(command, flag):
     return command[command.index(flag) + 1]
 
@@ -156,7 +163,8 @@ def test_what_grades_the_problems_is_not_what_is_scored():
     given = maths(*words, f"gsm8k.split={file}")
     assert count_cells(own)["difficulty"] == 1 and "difficulty" not in count_cells(given)
     base = next(c for c in next_cells(given, [], OUT) if c.labels["kind"] == "base")
-    assert [value(c, "--split") for c in base.commands if "--split" in c] == [file]
+    splits = [c[i + 1] for c in base.commands for i, word in enumerate(c) if word == "--split"]
+    assert splits == [file]
 
 
 def test_no_decoding_is_asked_what_is_not_drawn():
@@ -270,6 +278,8 @@ def test_what_is_not_named_yet_is_expected_to_take_as_long_as_the_reference(plan
         ("h_dpo", ["mmlu=x"], "a NAME of gsm8k, humaneval, mmlu_pro, mmlu_pro.validation, ifeval"),
         ("spl_maths", ["x=y"], "gsm8k, gsm8k.split, math_problems, mmlu, mmlu.dev, truthfulqa"),
         ("h_dpo", ["gsm8k=no.jsonl"], "gsm8k expects a file or folder, got 'no.jsonl'"),
+        ("h_dpo", ["gsm8k="], "--benchmarks gsm8k expects a file or folder, got ''"),
+        ("h_dpo", [f"gsm8k={TINY}", f"gsm8k={ROOT}"], f"gsm8k is given twice: {TINY}, {ROOT}"),
         ("h_dpo", [f"mmlu_pro={TINY}/eval.jsonl"], "needs mmlu_pro.validation=FILE too"),
         ("h_dpo", [f"humaneval={TINY}/eval.jsonl"], "--allow_code_execution true"),
         (
