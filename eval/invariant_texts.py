@@ -107,13 +107,15 @@ def all_ids(pair: TokenPair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def one_bos(texts: Texts) -> Finding:
     """At the front of each prompt where the tokenizer or the format puts one, never twice, and in
-    no completion. A format that opens later turns with BOS keeps those."""
+    no completion. A format that opens later turns with BOS keeps those, and an end of turn that is
+    the same token is counted as such."""
     bos, wanted = texts.tokenizer.bos_id, bos_length(texts.chat_format, texts.tokenizer)
 
     def wrong(pair: TokenPair) -> bool:
         front = (pair.prompt_ids[:2] == bos).tolist()
         lacks = bool(wanted) and not front[0]
-        return lacks or front == [True, True] or any((c == bos).any() for c in completions(pair))
+        behind = bos != texts.end and any((c == bos).any() for c in completions(pair))
+        return lacks or front == [True, True] or behind
 
     bad = [] if bos is None else [pair.source for pair in texts.tokens if wrong(pair)]
     mend = (

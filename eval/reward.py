@@ -150,7 +150,8 @@ def check_config(config: RewardConfig) -> None:
         target = Path(config.relabel)
         if target.is_dir():
             raise ValueError(f"--relabel expects a file, got the folder {target}")
-        refuse_overwriting(target, data_files(config.data), f"--relabel {target}")
+        own = [rewards_file(config), Path(config.out) / "items.jsonl"]
+        refuse_overwriting(target, [*data_files(config.data), *own], f"--relabel {target}")
 
 
 # ------------------------------------------------------------------------------------------------

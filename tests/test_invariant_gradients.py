@@ -10,7 +10,7 @@ import model.transformer
 from eval.invariant_gradients import difference_error, distance, probed_parameters
 from model.lora import LoRAProduct, add_lora
 from model.transformer import Normalise
-from tests.test_invariants import check, not_passed, small
+from tests.test_invariants import check, not_passed, small, sums_of
 from tests.test_lora import small_model
 
 LOGPS, PRODUCT, NORM = model.transformer.token_logps, LoRAProduct.backward, Normalise.backward
@@ -85,6 +85,14 @@ def test_what_is_broken_is_found_and_nothing_else(name, tmp_path, capsys, monkey
     ready, verdicts, text = check(small(tmp_path, **flags), capsys)
     assert not ready and not_passed(verdicts) == expected
     assert mend in text
+
+
+def test_gradients_are_taken_where_no_loss_is_flat(tmp_path, capsys):
+    """The rejected is twice as long, so that at alpha 500 every loss starts at 0, as its slope."""
+    rows = [row | {"rejected": f"{row['rejected']} " * 2} for row in sums_of(4)]
+    ready, verdicts, text = check(small(tmp_path, rows, alpha=500.0), capsys)
+    assert "4 of 4 pairs saturated" in text
+    assert ready and verdicts["gradient"] == verdicts["gradient in float32"] == "pass"
 
 
 def test_the_error_is_in_parts_of_the_slope():

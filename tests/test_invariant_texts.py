@@ -284,6 +284,17 @@ def test_the_largest_id_of_a_pair_may_be_anywhere():
     assert finding.mend.startswith("x:1: id 10, but the model has 10 rows")
 
 
+def test_an_end_of_turn_may_be_bos(tmp_path):
+    """As in a base model with one special token for all; elsewhere in a completion it is wrong."""
+    texts = load_texts(small(tmp_path))
+    (pair, *_) = texts.tokens
+    texts.tokenizer.bos_id, first = texts.end, np.int32(texts.end)
+    one = replace(pair, prompt_ids=np.append(first, pair.prompt_ids[1:]))
+    for rejected, verdict in ((one.rejected_ids, "pass"), (ids(first, first), "fail")):
+        some = replace(texts, tokens=[replace(one, rejected_ids=rejected)])
+        assert (one_bos(some).verdict, end_of_turn(some).verdict) == ("pass", verdict)
+
+
 def test_what_is_wrong_with_one_completion_of_a_pair_is_enough(tmp_path):
     """BOS, no text, markup, and no end of turn, in the rejected one alone."""
     texts = load_texts(small(tmp_path))
@@ -314,10 +325,11 @@ def test_a_completion_that_just_fits_has_its_end(tmp_path):
 
 
 def test_the_special_tokens_of_a_prompt_are_those_that_are_rendered(tmp_path):
-    """A decoder leaves them out: an end of turn (2) in the prompt does not show in the text."""
+    """A decoder leaves them out: an end of turn (2) behind BOS does not show in the text."""
     texts = load_texts(small(tmp_path, sums_of(3)))
     first, *others = texts.tokens
-    spelled = replace(first, prompt_ids=np.append(first.prompt_ids, np.int32(2)))
+    spelled = replace(first, prompt_ids=np.insert(first.prompt_ids, 1, 2))
+    assert texts.tokenizer.decode(spelled.prompt_ids) == texts.tokenizer.decode(first.prompt_ids)
     finding = round_trip(texts, [spelled, *others])
     assert finding.found == "1 of 3 pairs differ" and finding.verdict == "note"
     assert round_trip(texts, [spelled]).verdict == "fail"  # most of them

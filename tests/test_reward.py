@@ -658,18 +658,18 @@ def test_what_is_cut_of_a_row_by_hand(capsys):
     decides, and has 6 left. What fits is whole."""
     tokenizer = load_tokenizer(TINY)
     chat_format, _ = detect_chat_format(TINY, tokenizer)
-    ask = lambda text: ({"role": "user", "content": text},)  # noqa: E731
+    messages = [{"role": "user", "content": "4?"}]
     rows = [
-        reward.Row(ask("4?"), ("1",), (False,), {}, ""),
-        reward.Row(ask("12 + 34 + 56?"), ("1", "1 + 2 + 3 + 4"), (True, True), {}, ""),
+        reward.Row(messages, ("1",), (False,), {}, ""),
+        reward.Row(messages, ("1", "1 + 2 + 3 + 4"), (True, True), {}, ""),
     ]
     some = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=14))
     config = reward.RewardConfig(max_length=100, max_prompt_length=8)
     whole, (prompt, (short, long)) = reward.encode_rows(config, rows, some, tokenizer, chat_format)
-    one, two = (encode_prompt(row.messages, chat_format, tokenizer) for row in rows)
+    asked = encode_prompt(messages, chat_format, tokenizer)
     ids = [encode_completion(text, chat_format, tokenizer) for text in rows[1].replies]
-    assert whole == (one, [ids[0][:-1]]) and len(one) + len(ids[0]) <= 14
-    assert prompt == [tokenizer.bos_id, *two[-7:]] and len(two) > 8
+    assert whole == (asked, [ids[0][:-1]]) and len(asked) + len(ids[0]) <= 14
+    assert prompt == [tokenizer.bos_id, *asked[-7:]] and len(asked) > 8
     assert short == ids[0] and long == ids[1][:6] and len(ids[1]) > 6
     said = "cut to 14 tokens: prompts of 1 rows, completions of 1 rows\n"
     assert capsys.readouterr().out == said
@@ -739,6 +739,10 @@ def test_many_samples_stay_exact():
             "--relabel .* would overwrite",
         ),
         ({"relabel": str(TINY)}, ValueError, "--relabel expects a file, got the folder"),
+        *(
+            ({"data": SOME, "relabel": f"out/{name}.jsonl"}, ValueError, f"overwrite out/{name}")
+            for name in ("rewards", "items")
+        ),
         (
             {"data": None, "samples": SOME, "items": SOME, "out": str(TINY)},
             ValueError,
