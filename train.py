@@ -175,6 +175,7 @@ def main() -> None:
         raise ValueError(f"--head_kernel cuda needs a GPU, and the run is on {device}")
     policy.check_merge(config.adapter, dtype)
     start = config_file(config.init).parent if config.init else Path(config.model)
+    # beside a file of data a run may lie; in a folder of data its metrics.jsonl would be data
     folders = [p for p in (*config.data, *(config.eval_data or ())) if Path(p).is_dir()]
     inputs = (config.model, config.init, config.tokenizer, config.adapter, *folders)
     name = f"{start.resolve().name}-{config.objective}"

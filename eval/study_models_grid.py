@@ -31,7 +31,6 @@ from model.checkpoint import empty_model
 CPU_FLOPS = 5e10  # a second of one core: 135M parameters in float32
 GPU_FLOPS = 2e14  # of one GPU: 7B parameters in bfloat16
 GRADING_SEED = "999"  # of no policy: those are measured with 1000 and more
-CONSENT = "--allow_code_execution"  # of humaneval, behind its files
 DRAWING = {"cpu": 2, "cuda": 20}  # so much slower is a token that is drawn than one that is read
 
 
@@ -88,13 +87,11 @@ def plan_study(
         raise FileNotFoundError(f"--model expects a folder with config.json, got {model}")
     data_files(data)
     found = read_benchmarks(MODEL_PLANS[plan], benchmarks)
-    if "humaneval" in found:
-        if not allow_code_execution:
-            raise ValueError(
-                "humaneval runs what the model wrote; pass --allow_code_execution true to let it"
-            )
-        found["humaneval"] += (CONSENT, "true")
-    elif allow_code_execution:
+    if "humaneval" in found and not allow_code_execution:
+        raise ValueError(
+            "humaneval runs what the model wrote; pass --allow_code_execution true to let it"
+        )
+    if allow_code_execution and "humaneval" not in found:
         raise ValueError("--allow_code_execution is for humaneval, which --benchmarks has not")
     weights = empty_model(config_file(model), torch.float32).parameters()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -160,11 +157,7 @@ def describe(study: ModelStudy) -> dict:
         "model": Path(study.model).name,
         "data": [describe_file(path) for path in study.data],
         "benchmarks": {
-            name: [
-                describe_file(file)
-                for flag, file in zip(flags[::2], flags[1::2], strict=True)
-                if flag != CONSENT
-            ]
+            name: [describe_file(file) for file in flags[1::2]]
             for name, flags in study.benchmarks.items()
         },
         "parameters": study.parameters,
